@@ -1,0 +1,98 @@
+"""Where the package's own files are, and the robot description made from them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from .errors import SetupError
+
+PACKAGE = 'instructvla_ros'
+
+
+def share_directory() -> Path:
+    """Folder that holds ``config/``, ``urdf/`` and ``launch/``: source checkout, ament prefix or Python prefix.
+
+    Raises:
+        SetupError: none of them has the files.
+    """
+    source = Path(__file__).resolve().parent.parent
+    places = [source] if (source / 'package.xml').is_file() else []
+    # Layout of colcon and of pip: <prefix>/lib/pythonX.Y/site-packages/<package>/ beside <prefix>/share/<package>/.
+    places += [p / 'share' / PACKAGE for p in Path(__file__).resolve().parents]
+    places += [
+        Path(p) / 'share' / PACKAGE for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p
+    ]
+    places.append(Path(sys.prefix) / 'share' / PACKAGE)
+    for place in places:
+        if (place / 'urdf' / 'franka.urdf.xacro').is_file():
+            return place
+    raise SetupError(
+        f'the files of {PACKAGE} (config, urdf) were not found in: '
+        + ', '.join(dict.fromkeys(str(p) for p in places))
+        + '. Install the package again with `make setup` or `pip install .`'
+    )
+
+
+def config_file(name: str) -> Path:
+    """Path of a file in ``config/``, or of an existing file given by path.
+
+    Raises:
+        SetupError: no such file; the message lists what there is.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    folder = share_directory() / 'config'
+    file = folder / name
+    if not file.is_file():
+        have = ', '.join(sorted(p.name for p in folder.glob('*') if p.is_file()))
+        raise SetupError(f'no configuration {name!r}: neither a file nor one of {have} in {folder}')
+    return file
+
+
+@lru_cache(maxsize=16)
+def robot_description(robot: str = 'fr3', source: str = 'builtin', arguments: tuple[tuple[str, str], ...] = ()) -> str:
+    """URDF text of the arm, expanded from xacro.
+
+    Args:
+        robot: 'fr3' or 'panda'.
+        source: 'builtin' for ``urdf/franka.urdf.xacro`` of this package, 'franka_description' for the vendor's
+            package when it is installed, or the path of a URDF or xacro file.
+        arguments: further xacro arguments as (name, value) pairs.
+
+    Raises:
+        SetupError: the source is not there, or does not expand.
+    """
+    import xacro
+
+    mappings = {'robot': robot, **dict(arguments)}
+    if source == 'builtin':
+        file = share_directory() / 'urdf' / 'franka.urdf.xacro'
+    elif source == 'franka_description':
+        file = _vendor_description(robot)
+        mappings = {'robot_type': robot if robot != 'panda' else 'fer', 'hand': 'true', **dict(arguments)}
+    else:
+        file = Path(source).expanduser()
+        if not file.is_file():
+            raise SetupError(f"robot description {source!r}: use 'builtin', 'franka_description' or an existing file")
+        if file.suffix == '.urdf':
+            return file.read_text(encoding='utf-8')
+    try:
+        return str(xacro.process_file(str(file), mappings=mappings).toxml())
+    except Exception as err:  # xacro raises many unrelated types; the user needs the file and the reason
+        raise SetupError(f'cannot expand {file} with {mappings}: {err}') from err
+
+
+def _vendor_description(robot: str) -> Path:
+    kind = 'fer' if robot == 'panda' else robot
+    for prefix in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep):
+        file = Path(prefix) / 'share' / 'franka_description' / 'robots' / kind / f'{kind}.urdf.xacro'
+        if prefix and file.is_file():
+            return file
+    raise SetupError(
+        f'franka_description (robots/{kind}) is not in AMENT_PREFIX_PATH. '
+        "Build it in your workspace and source it, or use the description 'builtin'"
+    )

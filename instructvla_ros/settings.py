@@ -1,0 +1,213 @@
+"""The configuration of the package: embodiment, safety, control, policy node, simulator.
+
+Each class is one YAML file or one group of it in ``config/``. Names of joints and frames, limits and topics of a
+robot live in :class:`Embodiment`; nothing else in the package knows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import option
+from .errors import ConfigError
+
+Vec3 = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class JointLimits:
+    """Limits per arm joint, in the order of ``Embodiment.arm_joints``."""
+
+    lower: tuple[float, ...] = option((), 'smallest position', unit='rad')
+    upper: tuple[float, ...] = option((), 'largest position', unit='rad')
+    velocity: tuple[float, ...] = option((), 'largest speed', unit='rad/s', ge=0.0)
+    acceleration: tuple[float, ...] = option((), 'largest acceleration', unit='rad/s^2', ge=0.0)
+    jerk: tuple[float, ...] = option((), 'largest jerk', unit='rad/s^3', ge=0.0)
+
+    def __post_init__(self) -> None:
+        n = len(self.lower)
+        for name in ('upper', 'velocity', 'acceleration', 'jerk'):
+            if len(getattr(self, name)) != n:
+                raise ConfigError(f'limits.{name} has {len(getattr(self, name))} values, limits.lower has {n}')
+        for k, (lo, hi) in enumerate(zip(self.lower, self.upper)):
+            if not lo < hi:
+                raise ConfigError(f'limits: joint {k + 1} has lower {lo} >= upper {hi}')
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """Parallel gripper."""
+
+    joints: tuple[str, ...] = option((), 'finger joints in /joint_states; openness is their mean over half the width')
+    max_width: float = option(0.08, 'distance between the fingers when open', unit='m', ge=0.001, le=0.5)
+    max_effort: float = option(30.0, 'grasp force', unit='N', ge=0.0, le=140.0)
+    speed: float = option(0.1, 'finger speed', unit='m/s', ge=0.001, le=1.0)
+    close_below: float = option(0.4, 'openness below which an open gripper is told to close', ge=0.0, le=1.0)
+    open_above: float = option(0.6, 'openness above which a closed gripper is told to open', ge=0.0, le=1.0)
+
+    def __post_init__(self) -> None:
+        if self.close_below > self.open_above:
+            raise ConfigError(f'gripper: close_below {self.close_below} is above open_above {self.open_above}')
+
+
+@dataclass(frozen=True)
+class Topics:
+    """ROS names of the robot side; relative names go under the node's namespace."""
+
+    joint_states: str = option('/joint_states', 'sensor_msgs/JointState')
+    joint_trajectory: str = option('/fr3_arm_controller/joint_trajectory', 'trajectory_msgs/JointTrajectory')
+    gripper_command: str = option('/gripper/command', 'instructvla_ros/GripperCommand')
+    robot_description: str = option('/robot_description', 'std_msgs/String, transient local')
+
+
+@dataclass(frozen=True)
+class View:
+    """One camera as the policy sees it."""
+
+    topic: str = option('', 'sensor_msgs/Image topic, or .../compressed for sensor_msgs/CompressedImage')
+    info_topic: str = option('', 'sensor_msgs/CameraInfo topic')
+    frame_id: str = option('', 'optical frame')
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """One robot: names, limits, home, tool, cameras, conventions (config/franka.yaml)."""
+
+    name: str = option('fr3', 'robot model', choices=('fr3', 'panda'))
+    description: str = option('builtin', "'builtin', 'franka_description', or a URDF/xacro file")
+    base_frame: str = option('fr3_link0', 'frame of poses and deltas')
+    tcp_frame: str = option('fr3_hand_tcp', 'tool centre point')
+    arm_joints: tuple[str, ...] = option((), 'in kinematic order')
+    home: tuple[float, ...] = option((), 'start pose', unit='rad')
+    limits: JointLimits = option(JointLimits, 'joint limits')
+    gripper: Gripper = option(Gripper, 'gripper')
+    topics: Topics = option(Topics, 'robot topics')
+    views: dict[str, View] = option({}, 'cameras by view name, in the order the model expects')
+    delta_frame: str = option('base', 'frame of the action deltas', choices=('base', 'tool'))
+    rotation: str = option('rpy', 'rotation part of the action deltas', choices=('rpy', 'rotvec'))
+
+    def __post_init__(self) -> None:
+        n = len(self.arm_joints)
+        if len(self.home) != n or len(self.limits.lower) != n:
+            raise ConfigError(
+                f'embodiment {self.name}: {n} arm_joints, {len(self.home)} home values, {len(self.limits.lower)} limits'
+            )
+        for name, q, lo, hi in zip(self.arm_joints, self.home, self.limits.lower, self.limits.upper):
+            if not lo <= q <= hi:
+                raise ConfigError(f'embodiment {self.name}: home of {name} is {q} rad, allowed {lo} .. {hi} rad')
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Bounds of the safety ladder; every rung reports by name (DESIGN: safety ladder)."""
+
+    max_chunk_age: float = option(0.6, 'oldest creation stamp of a chunk that may start', unit='s', ge=0.0, le=30.0)
+    max_observation_age: float = option(1.0, 'oldest observation a chunk may rest on', unit='s', ge=0.0, le=60.0)
+    max_future: float = option(0.05, 'how far a stamp may lie in the future', unit='s', ge=0.0, le=5.0)
+    max_step_translation: float = option(0.08, 'translation of one step', unit='m', ge=0.0, le=1.0)
+    max_step_rotation: float = option(0.5, 'rotation of one step', unit='rad', ge=0.0, le=3.14)
+    workspace_lower: Vec3 = option((0.15, -0.6, 0.0), 'corner of the tcp box in the base frame', unit='m')
+    workspace_upper: Vec3 = option((0.8, 0.6, 0.9), 'corner of the tcp box in the base frame', unit='m')
+    table_height: float = option(0.0, 'z of the table plane in the base frame', unit='m', ge=-2.0, le=2.0)
+    table_clearance: float = option(0.005, 'smallest height of the tcp over the table', unit='m', ge=0.0, le=0.5)
+    max_cartesian_speed: float = option(0.5, 'tcp speed', unit='m/s', ge=0.0, le=3.0)
+    max_rotation_speed: float = option(1.5, 'tcp rotation speed', unit='rad/s', ge=0.0, le=3.14)
+    position_margin: float = option(0.02, 'kept from each joint position limit', unit='rad', ge=0.0, le=0.5)
+    velocity_scale: float = option(0.6, 'share of the joint velocity limits', ge=0.01, le=1.0)
+    acceleration_scale: float = option(0.6, 'share of the joint acceleration limits', ge=0.01, le=1.0)
+    jerk_scale: float = option(0.6, 'share of the joint jerk limits', ge=0.01, le=1.0)
+    max_joint_jump: float = option(0.15, 'joint change of one IK solution from one period to the next', unit='rad', ge=0.0, le=3.14)
+    max_tracking_error: float = option(0.25, 'commanded against measured joint before holding', unit='rad', ge=0.0, le=3.14)
+    max_state_age: float = option(0.2, 'oldest joint state the controller acts on', unit='s', ge=0.0, le=5.0)
+
+    def __post_init__(self) -> None:
+        for axis, lo, hi in zip('xyz', self.workspace_lower, self.workspace_upper):
+            if not lo < hi:
+                raise ConfigError(f'safety: workspace {axis} is {lo} .. {hi} m, it must grow')
+
+
+@dataclass(frozen=True)
+class Control:
+    """Controller node (config/controller.yaml)."""
+
+    rate: float = option(100.0, 'controller periods per second', unit='Hz', ge=10.0, le=1000.0)
+    backend: str = option('direct', 'who turns poses into joints', choices=('direct', 'moveit'))
+    strategy: str = option(
+        'replace', 'what a new chunk does to the old one', choices=('replace', 'ensemble', 'blend')
+    )
+    ensemble_size: int = option(4, 'chunks the adaptive ensemble keeps', ge=1, le=32)
+    ensemble_alpha: float = option(0.1, 'weight of the cosine similarity in the adaptive ensemble', ge=0.0, le=10.0)
+    blend_time: float = option(0.2, 'time over which the new chunk takes over', unit='s', ge=0.0, le=5.0)
+    rebase_distance: float = option(0.06, 'commanded against measured tcp beyond which deltas start at the measured pose', unit='m', ge=0.0, le=1.0)
+    rebase_angle: float = option(0.35, 'the same for the orientation', unit='rad', ge=0.0, le=3.14)
+    hold_after: float = option(0.0, 'how long the last pose of a chunk is kept before it counts as expired', unit='s', ge=0.0, le=60.0)
+    ramp_time: float = option(1.0, 'time over which the first commands after enable grow to full speed', unit='s', ge=0.0, le=30.0)
+    state_rate: float = option(50.0, 'ControllerState messages per second', unit='Hz', ge=1.0, le=1000.0)
+    start_enabled: bool = option(False, 'enable at start-up; only for simulation')
+    dry_run: bool = option(False, 'publish everything, move nothing')
+    safety: Safety = option(Safety, 'safety ladder')
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Policy and reasoning nodes (config/policy.yaml)."""
+
+    policy: str = option('hold', 'which policy', choices=('hold', 'expert', 'instructvla'))
+    checkpoint: str = option('', 'run directory or hub id; empty for policies without weights')
+    device: str = option('auto', "'auto', 'cpu', 'cuda', 'cuda:1', ...")
+    dtype: str = option('auto', 'number format', choices=('auto', 'float32', 'bfloat16'))
+    chunk_rate: float = option(5.0, 'chunks per second at most', unit='Hz', ge=0.1, le=100.0)
+    step_period: float = option(0.1, 'time between two steps of a chunk', unit='s', ge=0.01, le=2.0)
+    horizon: int = option(8, 'steps of a chunk', ge=1, le=128)
+    reasoning_period: float = option(2.0, 'shortest time between two sentences', unit='s', ge=0.0, le=60.0)
+    latent_period: int = option(1, 'expert calls per latent', ge=1, le=100)
+    euler_steps: int = option(10, 'integration steps of the flow', ge=1, le=100)
+    sync_slop: float = option(0.05, 'largest spread of the stamps of one observation', unit='s', ge=0.0, le=1.0)
+    max_view_age: float = option(0.3, 'age at which a view counts as silent', unit='s', ge=0.01, le=10.0)
+    max_state_age: float = option(0.2, 'age at which the joint states count as silent', unit='s', ge=0.01, le=10.0)
+    default_duration: float = option(60.0, 'time limit of a goal that names none', unit='s', ge=1.0, le=3600.0)
+    input_timeout: float = option(3.0, 'silence of an input after which a goal ends with STALE_INPUT', unit='s', ge=0.1, le=600.0)
+    max_instruction_length: int = option(1000, 'longest instruction in characters', ge=1, le=100000)
+
+
+@dataclass(frozen=True)
+class SimCamera:
+    """A camera of the simulator."""
+
+    view: str = option('', 'view name')
+    parent: str = option('world', "body it is fixed to: 'world' or a link of the arm")
+    position: Vec3 = option((0.0, 0.0, 0.0), 'in the parent frame', unit='m')
+    target: Vec3 = option((0.0, 0.0, 0.0), 'point it looks at, in the parent frame', unit='m')
+    up: Vec3 = option((0.0, 0.0, 1.0), 'upward direction in the parent frame')
+    fovy: float = option(45.0, 'vertical field of view', unit='deg', ge=5.0, le=150.0)
+    width: int = option(640, 'image width', unit='px', ge=16, le=4096)
+    height: int = option(480, 'image height', unit='px', ge=16, le=4096)
+    rate: float = option(15.0, 'frames per second', unit='Hz', ge=0.1, le=120.0)
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """Strength of domain randomisation by seed; 0 switches a part off."""
+
+    light: float = option(0.3, 'spread of light position and brightness', ge=0.0, le=1.0)
+    color: float = option(0.06, 'spread of object colours', ge=0.0, le=1.0)
+    table: float = option(0.3, 'spread of table colour and texture', ge=0.0, le=1.0)
+    camera: float = option(0.0, 'largest shift of the fixed camera', unit='m', ge=0.0, le=0.3)
+    distractors: int = option(2, 'objects that no instruction names', ge=0, le=8)
+
+
+@dataclass(frozen=True)
+class Sim:
+    """Simulator (config/sim.yaml)."""
+
+    cameras: tuple[SimCamera, ...] = option((), 'cameras')
+    timestep: float = option(0.002, 'physics step', unit='s', ge=0.0005, le=0.01)
+    joint_state_rate: float = option(100.0, 'joint states per second', unit='Hz', ge=1.0, le=1000.0)
+    clock_rate: float = option(100.0, '/clock messages per second', unit='Hz', ge=1.0, le=1000.0)
+    state_rate: float = option(20.0, 'ground-truth messages per second', unit='Hz', ge=0.1, le=1000.0)
+    speed: float = option(1.0, 'simulated seconds per second; other than 1 needs use_sim_time everywhere', ge=0.01, le=100.0)
+    jpeg_quality: int = option(0, 'quality of CompressedImage; 0: do not publish it', ge=0, le=100)
+    shadows: bool = option(False, 'render shadows (four times slower in software)')
+    task: str = option('pick', 'task at start')
+    seed: int = option(0, 'seed at start', ge=0)
+    randomization: Randomization = option(Randomization, 'domain randomisation')
