@@ -27,7 +27,7 @@ def share_directory() -> Path:
     ]
     places.append(Path(sys.prefix) / 'share' / PACKAGE)
     for place in places:
-        if (place / 'urdf' / 'franka.urdf.xacro').is_file():
+        if (place / 'config' / 'franka.yaml').is_file():
             return place
     raise SetupError(
         f'the files of {PACKAGE} (config, urdf) were not found in: '
