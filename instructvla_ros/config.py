@@ -147,7 +147,7 @@ def _convert(hint: Any, value: Any, at: str) -> Any:
             return tuple(_convert(args[0], v, f'{at}[{i}]') for i, v in enumerate(value))
         if len(value) != len(args):
             raise ConfigError(f'{at}: expected {len(args)} values, got {len(value)}')
-        return tuple(_convert(a, v, f'{at}[{i}]') for i, (a, v) in enumerate(zip(args, value)))
+        return tuple(_convert(a, v, f'{at}[{i}]') for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if origin in (dict, Mapping) or (origin is not None and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise ConfigError(f'{at}: expected keys and values, got {value!r}')

@@ -203,7 +203,7 @@ class ActionChunk:
         if self.steps.ndim != 2 or self.steps.shape[1] != STEP_DIM or len(self.steps) == 0:
             raise ChunkError(f'chunk {self.id}: steps must be (H >= 1, {STEP_DIM}), got {self.steps.shape}')
         if not (np.isfinite(self.step_period) and self.step_period > 0):
-            raise ChunkError(f'chunk {self.id}: step_period must be a positive number of seconds, got {self.step_period}')
+            raise ChunkError(f'chunk {self.id}: step_period must be positive seconds, got {self.step_period}')
         if self.delta_frame not in ('base', 'tool') or self.rotation not in ('rpy', 'rotvec'):
             raise ChunkError(
                 f'chunk {self.id}: delta_frame {self.delta_frame!r} / rotation {self.rotation!r}; '

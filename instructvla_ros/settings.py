@@ -29,7 +29,7 @@ class JointLimits:
         for name in ('upper', 'velocity', 'acceleration', 'jerk'):
             if len(getattr(self, name)) != n:
                 raise ConfigError(f'limits.{name} has {len(getattr(self, name))} values, limits.lower has {n}')
-        for k, (lo, hi) in enumerate(zip(self.lower, self.upper)):
+        for k, (lo, hi) in enumerate(zip(self.lower, self.upper, strict=True)):
             if not lo < hi:
                 raise ConfigError(f'limits: joint {k + 1} has lower {lo} >= upper {hi}')
 
@@ -92,7 +92,9 @@ class Embodiment:
             raise ConfigError(
                 f'embodiment {self.name}: {n} arm_joints, {len(self.home)} home values, {len(self.limits.lower)} limits'
             )
-        for name, q, lo, hi in zip(self.arm_joints, self.home, self.limits.lower, self.limits.upper):
+        for name, q, lo, hi in zip(
+            self.arm_joints, self.home, self.limits.lower, self.limits.upper, strict=True
+        ):
             if not lo <= q <= hi:
                 raise ConfigError(f'embodiment {self.name}: home of {name} is {q} rad, allowed {lo} .. {hi} rad')
 
@@ -116,12 +118,16 @@ class Safety:
     velocity_scale: float = option(0.6, 'share of the joint velocity limits', ge=0.01, le=1.0)
     acceleration_scale: float = option(0.6, 'share of the joint acceleration limits', ge=0.01, le=1.0)
     jerk_scale: float = option(0.6, 'share of the joint jerk limits', ge=0.01, le=1.0)
-    max_joint_jump: float = option(0.15, 'joint change of one IK solution from one period to the next', unit='rad', ge=0.0, le=3.14)
-    max_tracking_error: float = option(0.25, 'commanded against measured joint before holding', unit='rad', ge=0.0, le=3.14)
+    max_joint_jump: float = option(
+        0.15, 'joint change of one IK solution from one period to the next', unit='rad', ge=0.0, le=3.14
+    )
+    max_tracking_error: float = option(
+        0.25, 'commanded against measured joint before holding', unit='rad', ge=0.0, le=3.14
+    )
     max_state_age: float = option(0.2, 'oldest joint state the controller acts on', unit='s', ge=0.0, le=5.0)
 
     def __post_init__(self) -> None:
-        for axis, lo, hi in zip('xyz', self.workspace_lower, self.workspace_upper):
+        for axis, lo, hi in zip('xyz', self.workspace_lower, self.workspace_upper, strict=True):
             if not lo < hi:
                 raise ConfigError(f'safety: workspace {axis} is {lo} .. {hi} m, it must grow')
 
@@ -138,10 +144,16 @@ class Control:
     ensemble_size: int = option(4, 'chunks the adaptive ensemble keeps', ge=1, le=32)
     ensemble_alpha: float = option(0.1, 'weight of the cosine similarity in the adaptive ensemble', ge=0.0, le=10.0)
     blend_time: float = option(0.2, 'time over which the new chunk takes over', unit='s', ge=0.0, le=5.0)
-    rebase_distance: float = option(0.06, 'commanded against measured tcp beyond which deltas start at the measured pose', unit='m', ge=0.0, le=1.0)
+    rebase_distance: float = option(
+        0.06, 'commanded against measured tcp beyond which deltas start at the measured pose', unit='m', ge=0.0, le=1.0
+    )
     rebase_angle: float = option(0.35, 'the same for the orientation', unit='rad', ge=0.0, le=3.14)
-    hold_after: float = option(0.0, 'how long the last pose of a chunk is kept before it counts as expired', unit='s', ge=0.0, le=60.0)
-    ramp_time: float = option(1.0, 'time over which the first commands after enable grow to full speed', unit='s', ge=0.0, le=30.0)
+    hold_after: float = option(
+        0.0, 'how long the last pose of a chunk is kept before it counts as expired', unit='s', ge=0.0, le=60.0
+    )
+    ramp_time: float = option(
+        1.0, 'time over which the first commands after enable grow to full speed', unit='s', ge=0.0, le=30.0
+    )
     state_rate: float = option(50.0, 'ControllerState messages per second', unit='Hz', ge=1.0, le=1000.0)
     start_enabled: bool = option(False, 'enable at start-up; only for simulation')
     dry_run: bool = option(False, 'publish everything, move nothing')
@@ -166,7 +178,9 @@ class PolicySettings:
     max_view_age: float = option(0.3, 'age at which a view counts as silent', unit='s', ge=0.01, le=10.0)
     max_state_age: float = option(0.2, 'age at which the joint states count as silent', unit='s', ge=0.01, le=10.0)
     default_duration: float = option(60.0, 'time limit of a goal that names none', unit='s', ge=1.0, le=3600.0)
-    input_timeout: float = option(3.0, 'silence of an input after which a goal ends with STALE_INPUT', unit='s', ge=0.1, le=600.0)
+    input_timeout: float = option(
+        3.0, 'silence of an input after which a goal ends with STALE_INPUT', unit='s', ge=0.1, le=600.0
+    )
     max_instruction_length: int = option(1000, 'longest instruction in characters', ge=1, le=100000)
 
 
@@ -205,7 +219,9 @@ class Sim:
     joint_state_rate: float = option(100.0, 'joint states per second', unit='Hz', ge=1.0, le=1000.0)
     clock_rate: float = option(100.0, '/clock messages per second', unit='Hz', ge=1.0, le=1000.0)
     state_rate: float = option(20.0, 'ground-truth messages per second', unit='Hz', ge=0.1, le=1000.0)
-    speed: float = option(1.0, 'simulated seconds per second; other than 1 needs use_sim_time everywhere', ge=0.01, le=100.0)
+    speed: float = option(
+        1.0, 'simulated seconds per second; other than 1 needs use_sim_time everywhere', ge=0.01, le=100.0
+    )
     jpeg_quality: int = option(0, 'quality of CompressedImage; 0: do not publish it', ge=0, le=100)
     shadows: bool = option(False, 'render shadows (four times slower in software)')
     task: str = option('pick', 'task at start')

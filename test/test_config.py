@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import yaml
+
 from instructvla_ros import config, settings
 from instructvla_ros.errors import ConfigError, suggest
 from instructvla_ros.resources import config_file

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from instructvla_ros import datatypes as d
 from instructvla_ros.errors import ChunkError, ObservationError
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instructvla_ros import geometry as g
 from scipy.spatial.transform import Rotation
+
+from instructvla_ros import geometry as g
 
 angle = st.floats(-3.0, 3.0)
 small = st.floats(-0.5, 0.5)
