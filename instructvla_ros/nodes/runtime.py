@@ -1,0 +1,208 @@
+"""What every node of this package shares: start, spin, stop, and surviving a bad message.
+
+``main`` of a node is ``return runtime.run(TheNode, args)``. Exit codes: 0 after SIGINT or SIGTERM, 2 when the
+configuration or this machine does not allow a start (one line on stderr), 1 after a defect (traceback).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from rclpy.executors import Executor, ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from ..errors import InstructVLAError
+from . import params
+from .diagnostics import ERROR, WARN, Diagnostics
+
+NAMESPACE = '/instructvla'
+_THROTTLE = 2.0  # between two equal warnings [s]
+
+
+class BaseNode(Node):
+    """A node under ``/instructvla`` with diagnostics whose callbacks survive bad messages.
+
+    Attributes:
+        diagnostics: health of this node, published once a second.
+    """
+
+    def __init__(self, name: str, hardware_id: str = '', **kwargs: Any) -> None:
+        """Create the node; ``kwargs`` go to :class:`rclpy.node.Node` (tests use ``parameter_overrides``)."""
+        kwargs.setdefault('namespace', NAMESPACE)
+        super().__init__(
+            name, allow_undeclared_parameters=True, automatically_declare_parameters_from_overrides=True, **kwargs
+        )
+        self.diagnostics = Diagnostics(self, hardware_id)
+        self._warned: dict[str, float] = {}
+
+    def now_ns(self) -> int:
+        """Node clock (ROS time) [ns]."""
+        return int(self.get_clock().now().nanoseconds)
+
+    def close(self) -> None:
+        """Last words while publishers still work: called once before the node is destroyed. Stop own threads here."""
+
+    def guard(self, name: str, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Wrap a subscription callback: an exception drops that message, with a throttled warning and a count.
+
+        Args:
+            name: of the input; the count is published as ``<name> dropped``.
+        """
+
+        def guarded(message: Any) -> None:
+            self.diagnostics.tick(name)
+            try:
+                callback(message)
+            except Exception as err:  # one bad message must never end the node; it is warned about and counted
+                self.drop(name, err)
+
+        return guarded
+
+    def guard_service(self, name: str, callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Wrap a service callback: an exception becomes ``success = False`` and ``message``."""
+
+        def guarded(request: Any, response: Any) -> Any:
+            try:
+                return callback(request, response)
+            except Exception as err:  # the caller gets the reason, the node lives
+                self.drop(name, err)
+                response.success = False
+                response.message = str(err) or type(err).__name__
+                return response
+
+        return guarded
+
+    def drop(self, name: str, err: Exception) -> None:
+        """Report that one message of ``name`` was not used because of ``err``."""
+        expected = isinstance(err, InstructVLAError)
+        text = str(err) if expected else f'{type(err).__name__}: {err}'
+        self.diagnostics.count(f'{name} dropped', text, WARN if expected else ERROR)
+        detail = text if expected else f'{text}\n{"".join(traceback.format_exception(err))}'
+        self.warn(f'{name} dropped', f'{name} dropped: {detail}')
+
+    def warn(self, key: str, text: str) -> None:
+        """Log a warning at most every two seconds per ``key``."""
+        now = time.monotonic()
+        if now - self._warned.get(key, -_THROTTLE) >= _THROTTLE:
+            self._warned[key] = now
+            self.get_logger().warning(text)
+
+
+def run(factory: Callable[[], BaseNode], args: list[str] | None = None, *, threads: int = 1) -> int:
+    """Run one node until a signal arrives.
+
+    Args:
+        factory: builds the node (usually its class).
+        args: command line without the program name; None takes ``sys.argv``.
+        threads: executor threads; more than one lets callbacks of different groups run side by side.
+
+    Returns:
+        Exit code of the process.
+    """
+    return run_nodes([factory], args, threads=threads)
+
+
+def run_nodes(factories: list[Callable[[], BaseNode]], args: list[str] | None = None, *, threads: int = 1) -> int:
+    """Run several nodes in one process and one executor; see :func:`run`."""
+    argv = list(sys.argv) if args is None else [sys.argv[0], *args]
+    # Signals are ours: ROS would shut the context down at once, and a node could not send its last command.
+    stop = threading.Event()
+    restore = _catch_signals(stop)
+    nodes: list[BaseNode] = []
+    executor: Executor | None = None
+    code = 0
+    try:
+        try:
+            rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+            rest = rclpy.utilities.remove_ros_args(argv)[1:]
+            if rest:
+                return _refuse(f'unknown argument {rest[0]!r}; parameters are given as --ros-args -p name:=value')
+            for factory in factories:
+                nodes.append(factory())
+                params.seal(nodes[-1])
+        except InstructVLAError as err:
+            return _refuse(str(err))
+        except Exception as err:
+            if _is_bad_start(err):
+                return _refuse(str(err))
+            raise
+        executor = SingleThreadedExecutor() if threads <= 1 else MultiThreadedExecutor(num_threads=threads)
+        for node in nodes:
+            executor.add_node(node)
+        failure: list[BaseException] = []
+        spinner = threading.Thread(target=_spin, args=(executor, stop, failure), name='executor', daemon=True)
+        spinner.start()
+        stop.wait()
+        for node in reversed(nodes):
+            try:
+                node.close()
+            except Exception:  # the others still have to close
+                traceback.print_exc()
+                code = 1
+        executor.shutdown(timeout_sec=2.0)
+        spinner.join(timeout=2.0)
+        if failure:
+            traceback.print_exception(failure[0])
+            code = 1
+        return code
+    finally:
+        for node in reversed(nodes):
+            if executor is None:  # refused at start: threads of nodes already built have to end too
+                node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+        for number, handler in restore.items():
+            signal.signal(number, handler)
+
+
+def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException]) -> None:
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        pass  # the context was shut down by somebody else: an ordinary end
+    except BaseException as err:  # a callback without guard failed: the process ends with its traceback
+        failure.append(err)
+    finally:
+        stop.set()
+
+
+def _catch_signals(stop: threading.Event) -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    def on_signal(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+
+    return {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _is_bad_start(err: Exception) -> bool:
+    # What rclpy raises for malformed --ros-args, names, namespaces and parameter files.
+    names = {kind.__name__ for kind in type(err).__mro__}
+    return bool(
+        names
+        & {
+            'RCLError',
+            'RCLInvalidROSArgsError',
+            'UnknownROSArgsError',
+            'InvalidParameterException',
+            'InvalidParameterTypeException',
+            'InvalidNamespaceException',
+            'InvalidNodeNameException',
+            'NameValidationException',
+        }
+    )
+
+
+def _refuse(text: str) -> int:
+    print(f'error: {" ".join(text.split())}', file=sys.stderr, flush=True)
+    return 2
