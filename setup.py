@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -163,6 +163,14 @@ class BuildModules(build_py):
         super().run()
 
 
+class PrefixDistribution(Distribution):
+    """Install the prefix files for an editable install too, where setuptools asks for them by this name only."""
+
+    def has_data(self) -> bool:
+        """There are always files for ``share/``."""
+        return True
+
+
 def executables() -> list[str]:
     """Write the executables of ``lib/instructvla_ros`` (for ``ros2 run`` and launch files) and return their paths."""
     template = (ROOT / 'resource' / 'executable.in').read_text()
@@ -226,6 +234,7 @@ packages = find_packages(
     exclude=[f'{PACKAGE}.{kind}{tail}' for kind in (*GENERATED, 'lib') for tail in ('', '.*')],
 )
 setup(
+    distclass=PrefixDistribution,
     packages=packages,
     package_data=package_files(packages),
     include_package_data=False,
