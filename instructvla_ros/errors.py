@@ -30,6 +30,10 @@ class TaskError(InstructVLAError):
     """A task, object or instruction is not known to the simulator."""
 
 
+class InstructionError(InstructVLAError):
+    """An instruction or question cannot be followed as text: empty, too long, or with control characters."""
+
+
 class CheckpointError(InstructVLAError):
     """A checkpoint is incomplete, of another variant, or not safe to load."""
 

@@ -166,6 +166,7 @@ class PolicySettings:
 
     policy: str = option('hold', 'which policy', choices=('hold', 'expert', 'instructvla'))
     checkpoint: str = option('', 'run directory or hub id; empty for policies without weights')
+    revision: str = option('', 'revision of the checkpoint; empty: newest')
     device: str = option('auto', "'auto', 'cpu', 'cuda', 'cuda:1', ...")
     dtype: str = option('auto', 'number format', choices=('auto', 'float32', 'bfloat16'))
     chunk_rate: float = option(5.0, 'chunks per second at most', unit='Hz', ge=0.1, le=100.0)
@@ -182,6 +183,18 @@ class PolicySettings:
         3.0, 'silence of an input after which a goal ends with STALE_INPUT', unit='s', ge=0.1, le=600.0
     )
     max_instruction_length: int = option(1000, 'longest instruction in characters', ge=1, le=100000)
+    reasoning: str = option(
+        'shared',
+        'who says the sentences: this process, a reasoning_node of its own, or nobody',
+        choices=('shared', 'separate', 'off'),
+    )
+    reasoning_wait: float = option(
+        5.0, 'how long the first chunk of an instruction waits for its sentence', unit='s', ge=0.0, le=60.0
+    )
+    done_chunks: int = option(3, 'consecutive chunks that must say done before a goal has succeeded', ge=1, le=100)
+    max_refusals: int = option(
+        5, 'consecutive chunks the controller may refuse before a goal ends with UNSAFE', ge=1, le=1000
+    )
 
 
 @dataclass(frozen=True)

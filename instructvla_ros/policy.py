@@ -1,0 +1,267 @@
+"""Policies: from an :class:`Observation` to a sentence (System 2) and to an :class:`ActionChunk` (System 1).
+
+A policy owns all its inference state and forgets it in ``reset``. It knows no clock: stamps come from the observation,
+and whoever publishes a chunk replaces ``created_stamp_ns`` by the time of its own clock.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from .config import replace
+from .datatypes import ActionChunk, Observation, Reasoning, ReasoningKind, SceneState, new_id
+from .errors import CheckpointError, ConfigError, ObservationError, SetupError, suggest
+from .geometry import Array, pose_from_xyz_rpy
+from .settings import Embodiment, PolicySettings
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What the nodes and the evaluation need.
+
+    ``think`` and ``answer`` may be called from one thread while ``infer`` runs in another; ``reset`` is called when an
+    instruction starts, from either. A policy that cannot do both at once takes a lock inside.
+
+    Attributes:
+        name: as in the settings. privileged: it reads ``Observation.privileged``, which no robot has.
+        checkpoint_revision: of the weights, '' for policies without weights.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the settings."""
+        ...
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it reads the simulator's ground truth."""
+        ...
+
+    @property
+    def checkpoint_revision(self) -> str:
+        """Revision of the weights, or ''."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything about the instruction so far."""
+
+    def think(self, observation: Observation) -> Reasoning | None:
+        """Say what to do next; None for a policy without words."""
+
+    def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
+        """Predict the next steps, conditioned on ``reasoning`` when there is one."""
+
+    def answer(self, observation: Observation, question: str) -> Reasoning:
+        """Answer a question about what the observation shows."""
+
+
+def make_chunk(
+    policy: Policy,
+    observation: Observation,
+    steps: Array,
+    step_period: float,
+    started: float,
+    reasoning: Reasoning | None = None,
+    done: bool = False,
+) -> ActionChunk:
+    """Chunk of base-frame rpy ``steps`` (H, 7) that rests on ``observation``.
+
+    Args:
+        started: ``time.perf_counter()`` when the work on it began; the latency is measured from there.
+    """
+    latency = time.perf_counter() - started
+    return ActionChunk(
+        id=new_id('chunk'),
+        observation_stamp_ns=observation.stamp_ns,
+        created_stamp_ns=observation.stamp_ns + int(latency * 1e9),
+        step_period=step_period,
+        steps=steps,
+        frame_id=observation.frame_id,
+        reference_pose=pose_from_xyz_rpy(observation.proprio[:6]),
+        instruction=observation.instruction,
+        policy=policy.name,
+        reasoning_id=reasoning.id if reasoning is not None else '',
+        checkpoint_revision=policy.checkpoint_revision,
+        model_latency=latency,
+        done=done,
+    )
+
+
+class HoldPolicy:
+    """Stays where it is: zero deltas and the measured gripper openness. It has no words."""
+
+    name = 'hold'
+    privileged = False
+    checkpoint_revision = ''
+
+    def __init__(self, step_period: float, horizon: int) -> None:
+        self._step_period = step_period
+        self._horizon = horizon
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def think(self, observation: Observation) -> Reasoning | None:
+        """No words."""
+        return None
+
+    def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
+        """Chunk that stays at the observed pose."""
+        started = time.perf_counter()
+        steps = np.zeros((self._horizon, 7))
+        steps[:, 6] = observation.proprio[7]
+        return make_chunk(self, observation, steps, self._step_period, started, reasoning)
+
+    def answer(self, observation: Observation, question: str) -> Reasoning:
+        """Raise: this policy has no words."""
+        raise ConfigError("policy 'hold' has no words; start the node with policy 'instructvla' to ask about the scene")
+
+
+class ExpertPolicy:
+    """The scripted expert of the simulator behind the interface of a policy.
+
+    It reads ``Observation.privileged`` and therefore cannot run on a robot: it is there for demonstrations and for
+    proving the path. Its sentences say so in ``source``.
+    """
+
+    name = 'expert'
+    privileged = True
+    checkpoint_revision = ''
+    source = 'expert (reads simulator state)'
+
+    def __init__(self, step_period: float, horizon: int) -> None:
+        from .sim.expert import ScriptedExpert  # a robot needs nothing of the simulator
+
+        self._step_period = step_period
+        self._expert = ScriptedExpert(step_period, horizon)
+
+    def reset(self) -> None:
+        """Nothing to forget: the expert is a function of the state."""
+
+    def think(self, observation: Observation) -> Reasoning | None:
+        """Say what the expert does next."""
+        started = time.perf_counter()
+        plan = self._expert.plan(self._scene(observation), observation.instruction)
+        return self._say(observation, observation.instruction, plan.sentence, ReasoningKind.PLAN, started)
+
+    def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
+        """Next steps of the expert."""
+        started = time.perf_counter()
+        plan = self._expert.plan(self._scene(observation), observation.instruction)
+        steps = np.asarray(plan.steps, dtype=np.float64)
+        return make_chunk(self, observation, steps, self._step_period, started, reasoning, plan.done)
+
+    def answer(self, observation: Observation, question: str) -> Reasoning:
+        """List what is on the table; the expert does not understand questions and does not look at images."""
+        started = time.perf_counter()
+        scene = self._scene(observation)
+        seen = ', '.join(
+            ' '.join(word for word in (o.size, o.color, o.category) if word) for o in scene.objects.values()
+        )
+        held = f' The gripper holds {scene.held.replace("_", " ")}.' if scene.held else ''
+        text = f'The simulator has: {seen or "no objects"}.{held}'
+        return self._say(observation, question, text, ReasoningKind.ANSWER, started)
+
+    def _say(
+        self, observation: Observation, instruction: str, text: str, kind: ReasoningKind, started: float
+    ) -> Reasoning:
+        return Reasoning(
+            id=new_id('say'),
+            stamp_ns=observation.stamp_ns,
+            instruction=instruction,
+            text=text,
+            kind=kind,
+            latency=time.perf_counter() - started,
+            source=self.source,
+        )
+
+    @staticmethod
+    def _scene(observation: Observation) -> SceneState:
+        if observation.privileged is None:
+            raise ObservationError(
+                "policy 'expert' needs the simulator's ground truth (/sim/state), which no robot has; "
+                "start sim_node, or choose policy 'hold' or 'instructvla'"
+            )
+        return observation.privileged
+
+
+MODEL_MODULE = 'instructvla_ros.model.policy'
+
+
+def _instructvla(settings: PolicySettings, embodiment: Embodiment) -> Policy:
+    """Learned policy: ``load(settings, embodiment) -> Policy`` of the model package, imported only when asked for."""
+    if not settings.checkpoint:
+        raise CheckpointError(
+            "policy 'instructvla' needs weights: set the parameter `checkpoint` to a run directory or a hub id"
+        )
+    try:
+        module = importlib.import_module(MODEL_MODULE)
+    except ImportError as err:
+        raise SetupError(
+            f"policy 'instructvla' cannot be loaded because {err.name or MODEL_MODULE} is missing ({err}); "
+            "install the package with its model extra, or choose policy 'hold' or 'expert'"
+        ) from err
+    return cast(Policy, module.load(settings, embodiment))
+
+
+_FACTORIES: dict[str, Callable[[PolicySettings, Embodiment], Policy]] = {
+    'hold': lambda settings, embodiment: HoldPolicy(settings.step_period, settings.horizon),
+    'expert': lambda settings, embodiment: ExpertPolicy(settings.step_period, settings.horizon),
+    'instructvla': _instructvla,
+}
+
+
+def make_policy(settings: PolicySettings, embodiment: Embodiment) -> Policy:
+    """Policy named in the settings.
+
+    Raises:
+        ConfigError: no such policy (with the nearest names).
+        CheckpointError: no checkpoint is named, or it is not usable.
+        SetupError: the model code or one of its libraries is not installed.
+    """
+    if settings.policy not in _FACTORIES:
+        raise ConfigError(f'policy {settings.policy!r} is not known.{suggest(settings.policy, _FACTORIES)}')
+    return _FACTORIES[settings.policy](settings, embodiment)
+
+
+class PolicyHost:
+    """The policy in use, shared by the threads of a process; its weights can be swapped while the graph runs."""
+
+    def __init__(self, settings: PolicySettings, embodiment: Embodiment, policy: Policy | None = None) -> None:
+        self.settings = settings
+        self._embodiment = embodiment
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._policy = policy if policy is not None else make_policy(settings, embodiment)
+
+    @property
+    def current(self) -> Policy:
+        """Policy in use. Take it once per inference: the next call may return another one."""
+        with self._lock:
+            return self._policy
+
+    def load(self, checkpoint: str, revision: str = '') -> Policy:
+        """Make a policy from other weights and use it from now on; the old one stays when that fails.
+
+        Raises:
+            CheckpointError: the policy has no weights, the checkpoint is not usable, or another one is being loaded.
+            SetupError: the model code or one of its libraries is not installed.
+        """
+        if not self.settings.checkpoint and not self.current.checkpoint_revision:
+            raise CheckpointError(f'policy {self.current.name!r} has no weights; a checkpoint means nothing to it')
+        if not self._loading.acquire(blocking=False):
+            raise CheckpointError('another checkpoint is being loaded; try again when it is done')
+        try:
+            settings = replace(self.settings, checkpoint=checkpoint, revision=revision)
+            policy = make_policy(settings, self._embodiment)
+            with self._lock:
+                self._policy, self.settings = policy, settings
+            return policy
+        finally:
+            self._loading.release()
