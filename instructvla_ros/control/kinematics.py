@@ -1,0 +1,290 @@
+"""Forward and differential inverse kinematics of the arm: Pinocchio for the geometry, Pink and DAQP for the QP.
+
+One step solves ``min |W (J dq - e)|^2 + posture + damping`` under box bounds on the joint displacement, where e is
+the SE(3) logarithm from the tcp to the target. The bounds hold velocity, position, and the speed from which
+a joint can still brake before its position limit. Near a singularity the damping grows as the smallest
+singular value falls (Nakamura and Hanafusa 1986). A step that moves joints without bringing the tcp closer is not
+taken, so the arm comes to rest at an unreachable target instead of wandering.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pinocchio as pin
+from numpy.typing import ArrayLike
+from pink import Configuration, solve_ik
+from pink.exceptions import NoSolutionFound
+from pink.limits import Limit
+from pink.tasks import FrameTask, PostureTask
+
+from ..errors import KinematicsError, SetupError, suggest
+from ..geometry import Array
+from ..resources import robot_description
+from ..settings import Embodiment
+
+POSITION_TOLERANCE = 1e-4  # m
+ROTATION_TOLERANCE = 1e-3  # rad
+ROTATION_WEIGHT = 0.3  # m per rad: how much orientation counts against position
+POSTURE_WEIGHT = 1e-3
+POSTURE_TIME = 2.0  # s: time constant with which the free elbow drifts towards home
+SINGULAR_VALUE = 0.04  # below this smallest singular value the damping sets in
+SINGULAR_DAMPING = 0.02
+BRAKING_SHARE = 0.5  # share of the acceleration limit counted on for braking before a position limit
+PROGRESS = 2e-3  # m per rad: a step has to bring the tcp at least this much closer
+SOLVE_PERIOD = 0.1  # s: displacement per iteration of solve() is what the velocity limits allow in this time
+SOLVE_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class IkStep:
+    """Result of one differential step.
+
+    Attributes:
+        q: joint positions after the step (n,) [rad]. dq: joint velocities of the step (n,) [rad/s].
+        position_error, rotation_error: what is left to the target after the step [m], [rad].
+        limited_by: what keeps the tcp from the target, such as ``'fr3_joint4 position'``, ``'fr3_joint2 velocity'``,
+            ``'singularity'`` or ``'reach'``; empty when the step reaches it.
+        stalled: no admissible step brings the tcp closer; q stays where it is.
+    """
+
+    q: Array
+    dq: Array
+    position_error: float
+    rotation_error: float
+    limited_by: str = ''
+    stalled: bool = False
+
+
+class _Box(Limit):  # type: ignore[misc]
+    """Bounds on the displacement of every joint in one step: velocity, position and braking distance."""
+
+    def __init__(self, lower: Array, upper: Array, velocity: Array, acceleration: Array) -> None:
+        self.lower, self.upper, self.velocity = lower, upper, velocity
+        self.braking = BRAKING_SHARE * acceleration
+        self.matrix = np.vstack([np.eye(len(lower)), -np.eye(len(lower))])
+        self.free = np.zeros(2 * len(lower), dtype=bool)  # True where velocity is what binds
+
+    def compute_qp_inequalities(self, configuration: Configuration, dt: float) -> tuple[Array, Array]:
+        """Return G, h of G dq <= h (Pink's interface)."""
+        q = configuration.q
+        room = np.concatenate([self.upper - q, q - self.lower])
+        np.maximum(room, 0.0, out=room)
+        braking = np.concatenate([self.braking, self.braking])
+        # Discrete form of sqrt(2 a x): after this step the joint still has to stop within what is left.
+        approach = braking * dt * (np.sqrt(dt * dt + 2.0 * room / braking) - dt)
+        speed = np.concatenate([self.velocity, self.velocity]) * dt
+        bound = np.minimum(np.minimum(approach, room), speed)
+        self.free = speed <= np.minimum(approach, room)
+        return self.matrix, bound
+
+
+class Kinematics:
+    """Kinematics of the arm joints of one embodiment; fingers are locked. Not thread-safe.
+
+    Args:
+        embodiment: names and limits.
+        urdf: URDF text; ``resources.robot_description`` of the embodiment when omitted.
+        lower, upper, velocity: tighter bounds than the embodiment's [rad], [rad/s] (n,).
+
+    Raises:
+        SetupError: the description lacks a joint or the tcp frame of the embodiment.
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        urdf: str | None = None,
+        *,
+        lower: ArrayLike | None = None,
+        upper: ArrayLike | None = None,
+        velocity: ArrayLike | None = None,
+    ) -> None:
+        self.embodiment = embodiment
+        self.urdf = urdf if urdf is not None else robot_description(embodiment.name, embodiment.description)
+        full = pin.buildModelFromXML(self.urdf)
+        names = list(full.names)[1:]
+        for joint in embodiment.arm_joints:
+            if joint not in names:
+                raise SetupError(f'the robot description has no joint {joint!r}.{suggest(joint, names)}')
+        if not full.existFrame(embodiment.tcp_frame):
+            frames = [f.name for f in full.frames]
+            raise SetupError(
+                f'the robot description has no frame {embodiment.tcp_frame!r}.{suggest(embodiment.tcp_frame, frames)}'
+            )
+        locked = [full.getJointId(n) for n in names if n not in embodiment.arm_joints]
+        self.model = pin.buildReducedModel(full, locked, pin.neutral(full))
+        if tuple(list(self.model.names)[1:]) != tuple(embodiment.arm_joints):
+            raise SetupError(
+                f'arm_joints {list(embodiment.arm_joints)} are not in kinematic order; '
+                f'the robot description has {list(self.model.names)[1:]}'
+            )
+        self.n = self.model.nq
+        limits = embodiment.limits
+        self.lower = np.asarray(limits.lower if lower is None else lower, dtype=np.float64)
+        self.upper = np.asarray(limits.upper if upper is None else upper, dtype=np.float64)
+        self.velocity = np.asarray(limits.velocity if velocity is None else velocity, dtype=np.float64)
+        # Pink checks the model's own limits; ours are the ones that count.
+        self.model.lowerPositionLimit = np.full(self.n, -1e6)
+        self.model.upperPositionLimit = np.full(self.n, 1e6)
+        self.data = self.model.createData()
+        self.base = self._frame(embodiment.base_frame, full)
+        self.tcp = self.model.getFrameId(embodiment.tcp_frame)
+        self._identity_base = bool(np.allclose(self.base.homogeneous, np.eye(4), atol=1e-12))
+        self._box = _Box(self.lower, self.upper, self.velocity, np.asarray(limits.acceleration, dtype=np.float64))
+        self._frame_task = FrameTask(
+            embodiment.tcp_frame, position_cost=1.0, orientation_cost=ROTATION_WEIGHT, lm_damping=1e-3
+        )
+        self._weights = np.array([1.0] * 3 + [ROTATION_WEIGHT] * 3)
+        self._posture_task = PostureTask(cost=POSTURE_WEIGHT)
+        self._posture_task.set_target(np.asarray(embodiment.home, dtype=np.float64))
+
+    def _frame(self, name: str, full: pin.Model) -> pin.SE3:
+        if not full.existFrame(name):
+            raise SetupError(
+                f'the robot description has no frame {name!r}.{suggest(name, [f.name for f in full.frames])}'
+            )
+        frame = full.frames[full.getFrameId(name)]
+        if frame.parentJoint != 0:
+            raise SetupError(f'base_frame {name!r} moves with a joint; it has to be fixed to the root of the description')
+        return frame.placement
+
+    def limited(self, lower: ArrayLike, upper: ArrayLike, velocity: ArrayLike) -> Kinematics:
+        """Kinematics of the same arm with these bounds [rad], [rad/s] (n,)."""
+        return Kinematics(self.embodiment, self.urdf, lower=lower, upper=upper, velocity=velocity)
+
+    def forward(self, q: ArrayLike) -> Array:
+        """Pose T_base_tcp (4, 4) [m] at the joint positions (n,) [rad]."""
+        pin.forwardKinematics(self.model, self.data, self._joints(q))
+        pose = pin.updateFramePlacement(self.model, self.data, self.tcp)
+        if not self._identity_base:
+            pose = self.base.actInv(pose)
+        return np.asarray(pose.homogeneous)
+
+    def position(self, q: Array) -> Array:
+        """Position (3,) [m] of the tcp in the base frame at joint positions (n,) [rad], which are not checked."""
+        pin.forwardKinematics(self.model, self.data, q)
+        pose = pin.updateFramePlacement(self.model, self.data, self.tcp)
+        return np.array(pose.translation if self._identity_base else self.base.actInv(pose).translation)
+
+    def step(self, q: ArrayLike, target: ArrayLike, dt: float) -> IkStep:
+        """One step of differential inverse kinematics towards T_base_tcp ``target`` (4, 4) in ``dt`` [s].
+
+        A start outside the position limits is allowed: it is drawn back to them no faster than the velocity limits.
+
+        Raises:
+            KinematicsError: q, target or dt is not usable (wrong size, not finite, not a rotation).
+        """
+        start = self._joints(q)
+        goal = self._pose(target)
+        if not (np.isfinite(dt) and dt > 0.0):
+            raise KinematicsError(f'dt must be a positive number of seconds, got {dt}')
+        inside = np.clip(start, self.lower, self.upper)
+        configuration = Configuration(self.model, self.data, inside, copy_data=False)
+        self._frame_task.set_target(goal)
+        before = self._score(goal)
+        damping = self._damping(configuration)
+        self._posture_task.gain = min(1.0, dt / POSTURE_TIME)
+        try:
+            velocity = solve_ik(
+                configuration,
+                (self._frame_task, self._posture_task),
+                dt,
+                solver='daqp',
+                damping=damping,
+                limits=(self._box,),
+                safety_break=False,
+            )
+        except NoSolutionFound:
+            velocity = np.zeros(self.n)
+        delta = velocity * dt
+        if not np.all(np.isfinite(delta)):
+            delta = np.zeros(self.n)
+        bound = self._box.compute_qp_inequalities(configuration, dt)[1]
+        active = np.concatenate([delta, -delta]) >= bound - 1e-9
+        small = ROTATION_WEIGHT * ROTATION_TOLERANCE
+        stalled = True
+        moved = inside
+        for scale in (1.0, 0.5, 0.25):
+            step = scale * delta
+            moved = np.clip(inside + step, self.lower, self.upper)
+            after = self._evaluate(moved, goal)
+            if after <= small or before - after >= PROGRESS * float(np.max(np.abs(step))):
+                stalled = False
+                break
+        if stalled:
+            moved = inside
+            self._evaluate(moved, goal)
+        reach = self.velocity * dt
+        out = start + np.clip(moved - start, -reach, reach)
+        placement = self.data.oMf[self.tcp]
+        position = float(np.linalg.norm(placement.translation - goal.translation))
+        rotation = float(np.linalg.norm(pin.log3(placement.rotation.T @ goal.rotation)))
+        reached = position <= POSITION_TOLERANCE and rotation <= ROTATION_TOLERANCE
+        limited_by = '' if reached else self._cause(active, damping, stalled)
+        return IkStep(out, (out - start) / dt, position, rotation, limited_by, stalled and not reached)
+
+    def solve(self, target: ArrayLike, seed: ArrayLike) -> IkStep:
+        """Joint positions that reach ``target`` (4, 4), by repeated steps from ``seed`` (n,) [rad].
+
+        Raises:
+            KinematicsError: not reached; the message names the joint or bound in the way and the remaining error.
+        """
+        q = self._joints(seed)
+        result = IkStep(q, np.zeros(self.n), float('inf'), float('inf'))
+        for _ in range(SOLVE_ITERATIONS):
+            result = self.step(result.q, target, SOLVE_PERIOD)
+            if not result.limited_by:
+                return IkStep(result.q, np.zeros(self.n), result.position_error, result.rotation_error)
+            if result.stalled:
+                break
+        raise KinematicsError(
+            f'the pose at {np.round(self._pose(target).translation, 3).tolist()} m is not reachable: limited by '
+            f'{result.limited_by}, {1000 * result.position_error:.1f} mm and {result.rotation_error:.3f} rad remain. '
+            'Choose a pose nearer to the arm, or another seed'
+        )
+
+    def _joints(self, q: ArrayLike) -> Array:
+        array = np.asarray(q, dtype=np.float64)
+        if array.shape != (self.n,) or not np.all(np.isfinite(array)):
+            raise KinematicsError(f'joint positions must be {self.n} finite numbers [rad], got {array!r}')
+        return array
+
+    def _pose(self, target: ArrayLike) -> pin.SE3:
+        matrix = np.asarray(target, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
+            raise KinematicsError(f'a target pose must be a finite (4, 4) matrix, got {matrix!r}')
+        rotation = matrix[:3, :3]
+        if np.max(np.abs(rotation.T @ rotation - np.eye(3))) > 1e-4 or rotation[0] @ np.cross(rotation[1], rotation[2]) < 0:
+            raise KinematicsError(f'a target pose must hold a rotation matrix, got {rotation.tolist()}')
+        goal = pin.SE3(rotation, matrix[:3, 3])
+        return goal if self._identity_base else self.base * goal
+
+    def _score(self, goal: pin.SE3) -> float:
+        error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
+        return float(np.linalg.norm(self._weights * error))
+
+    def _evaluate(self, q: Array, goal: pin.SE3) -> float:
+        pin.forwardKinematics(self.model, self.data, q)
+        pin.updateFramePlacement(self.model, self.data, self.tcp)
+        return self._score(goal)
+
+    def _damping(self, configuration: Configuration) -> float:
+        jacobian = pin.getFrameJacobian(self.model, self.data, self.tcp, pin.ReferenceFrame.LOCAL)
+        smallest = float(np.sqrt(max(np.linalg.eigvalsh(jacobian @ jacobian.T)[0], 0.0)))
+        if smallest >= SINGULAR_VALUE:
+            return 1e-12
+        return float((SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2)
+
+    def _cause(self, active: Array, damping: float, stalled: bool) -> str:
+        joints = self.embodiment.arm_joints
+        position = [joints[k % self.n] for k in np.flatnonzero(active & ~self._box.free)]
+        if position:
+            return f'{position[0]} position'
+        speed = [joints[k % self.n] for k in np.flatnonzero(active & self._box.free)]
+        if speed and not stalled:
+            return f'{speed[0]} velocity'
+        if damping > 1e-12 and not stalled:
+            return 'singularity'
+        return 'reach'
