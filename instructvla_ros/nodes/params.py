@@ -24,7 +24,12 @@ from ..settings import Embodiment
 
 T = TypeVar('T')
 
-_SCALARS = {bool: Parameter.Type.BOOL, int: Parameter.Type.INTEGER, float: Parameter.Type.DOUBLE, str: Parameter.Type.STRING}
+_SCALARS = {
+    bool: Parameter.Type.BOOL,
+    int: Parameter.Type.INTEGER,
+    float: Parameter.Type.DOUBLE,
+    str: Parameter.Type.STRING,
+}
 _ARRAYS = {
     bool: Parameter.Type.BOOL_ARRAY,
     int: Parameter.Type.INTEGER_ARRAY,
@@ -109,8 +114,9 @@ def declare(
     for name in live:
         if name not in declared:
             raise ConfigError(f'{name}: not a parameter.{suggest(name, declared)}')
+    values = config.to_dict(settings)
     for leaf in leaves:
-        _declare_one(node, leaf, _get(config.to_dict(settings), leaf.path[1:] if prefix else leaf.path), leaf.name in live)
+        _declare_one(node, leaf, _get(values, leaf.path[1:] if prefix else leaf.path), leaf.name in live)
     if live:
         _watch(node, cls, prefix, {n: declared[n] for n in live}, settings, on_change)
     return settings
@@ -126,7 +132,8 @@ def text_parameter(node: Node, name: str, default: str, description: str) -> str
     value = default if given is None else given
     if not isinstance(value, str):
         raise ConfigError(f'{name}: expected text, got {value!r}')
-    node.declare_parameter(name, value, ParameterDescriptor(description=description, read_only=True), ignore_override=True)
+    descriptor = ParameterDescriptor(description=description, read_only=True)
+    node.declare_parameter(name, value, descriptor, ignore_override=True)
     return value
 
 
