@@ -257,6 +257,7 @@ class JointCommand:
         stamp_ns: time of the command [ns].
         q, dq: positions (n,) [rad] and velocities (n,) [rad/s] to be reached ``horizon`` seconds after the stamp.
         gripper: openness 0..1.
+        ddq: acceleration (n,) [rad/s^2] at the same time, or None when unknown; shapes the stop tail.
     """
 
     stamp_ns: int
@@ -264,3 +265,4 @@ class JointCommand:
     dq: Array
     gripper: float
     horizon: float
+    ddq: Array | None = None

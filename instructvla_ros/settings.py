@@ -125,6 +125,7 @@ class Safety:
         0.25, 'commanded against measured joint before holding', unit='rad', ge=0.0, le=3.14
     )
     max_state_age: float = option(0.2, 'oldest joint state the controller acts on', unit='s', ge=0.0, le=5.0)
+    stop_time: float = option(0.3, 'longest time to come to rest; joint speeds are capped so that it holds', unit='s', ge=0.05, le=5.0)
 
     def __post_init__(self) -> None:
         for axis, lo, hi in zip('xyz', self.workspace_lower, self.workspace_upper, strict=True):
