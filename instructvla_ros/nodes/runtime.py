@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
@@ -110,8 +110,10 @@ def run(factory: Callable[[], BaseNode], args: list[str] | None = None, *, threa
     return run_nodes([factory], args, threads=threads)
 
 
-def run_nodes(factories: list[Callable[[], BaseNode]], args: list[str] | None = None, *, threads: int = 1) -> int:
-    """Run several nodes in one process and one executor; see :func:`run`."""
+def run_nodes(
+    factories: Sequence[Callable[[], BaseNode | None]], args: list[str] | None = None, *, threads: int = 1
+) -> int:
+    """Run several nodes in one process and one executor; see :func:`run`. A factory may decide to make none."""
     argv = list(sys.argv) if args is None else [sys.argv[0], *args]
     # Signals are ours: ROS would shut the context down at once, and a node could not send its last command.
     stop = threading.Event()
@@ -126,8 +128,10 @@ def run_nodes(factories: list[Callable[[], BaseNode]], args: list[str] | None = 
             if rest:
                 return _refuse(f'unknown argument {rest[0]!r}; parameters are given as --ros-args -p name:=value')
             for factory in factories:
-                nodes.append(factory())
-                params.seal(nodes[-1])
+                node = factory()
+                if node is not None:
+                    nodes.append(node)
+                    params.seal(node)
         except InstructVLAError as err:
             return _refuse(str(err))
         except Exception as err:

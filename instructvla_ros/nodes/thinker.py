@@ -1,0 +1,134 @@
+"""System 2 on its own thread: a sentence for the current instruction, at its own rate. No ROS in here."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from ..datatypes import Observation, Reasoning, ReasoningKind
+from ..observing import Stale
+from ..policy import PolicyHost
+
+_POLL = 0.05  # how often a missing observation is looked for again [s]
+
+
+class Sentences:
+    """The newest sentence about the current instruction, wherever it comes from."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._instruction = ''
+        self._newest: Reasoning | None = None
+        self._silent = False
+
+    def start(self, instruction: str) -> None:
+        """Forget the sentences so far; only those about ``instruction`` are kept from now on."""
+        with self._lock:
+            self._instruction, self._newest, self._silent = instruction, None, False
+
+    def put(self, reasoning: Reasoning) -> None:
+        """Offer a sentence; answers, captions, drafts and sentences about something else are not kept."""
+        with self._lock:
+            if reasoning.kind is ReasoningKind.PLAN and reasoning.final and reasoning.instruction == self._instruction:
+                self._newest = reasoning
+
+    def put_silence(self, instruction: str) -> None:
+        """The policy has no words for ``instruction``: nobody has to wait for them."""
+        with self._lock:
+            if instruction == self._instruction:
+                self._silent = True
+
+    def newest(self) -> tuple[Reasoning | None, bool]:
+        """The sentence, or None, and whether one may still come."""
+        with self._lock:
+            return self._newest, self._newest is None and not self._silent
+
+
+class Thinker:
+    """Asks the policy for a sentence when the instruction changes and then every ``period``."""
+
+    def __init__(
+        self,
+        host: PolicyHost,
+        observe: Callable[[str], Observation | Stale],
+        say: Callable[[Reasoning], None],
+        silence: Callable[[str], None],
+        fail: Callable[[str, Exception], None],
+        period: float,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            observe: newest observation for an instruction, or why there is none.
+            say: called with each sentence. silence: called with an instruction the policy has no words for.
+            fail: called with the instruction and what the policy raised; it is not asked again for that instruction.
+            period: between two sentences [s].
+        """
+        self._host = host
+        self._observe = observe
+        self._say = say
+        self._silence = silence
+        self._fail = fail
+        self._period = period
+        self._changed = threading.Condition()
+        self._instruction = ''
+        self._due = 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name='thinker', daemon=True)
+        self._thread.start()
+
+    def follow(self, instruction: str) -> None:
+        """Think about ``instruction`` from now on; '' for nothing."""
+        with self._changed:
+            self._instruction = instruction
+            self._due = time.monotonic()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread; a sentence in the making is waited for, at most two seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closing:
+                    wait = self._due - time.monotonic() if self._instruction else None
+                    if wait is not None and wait <= 0.0:
+                        break
+                    self._changed.wait(wait)
+                if self._closing:
+                    return
+                instruction = self._instruction
+                # Set before thinking: a change of instruction meanwhile sets it to now and is not overwritten.
+                self._due = time.monotonic() + self._period
+            self._think(instruction)
+
+    def _think(self, instruction: str) -> None:
+        try:
+            seen = self._observe(instruction)
+            if isinstance(seen, Stale):
+                self._again(instruction, _POLL)
+                return
+            said = self._host.current.think(seen)
+        except Exception as err:  # whatever a policy raises ends this instruction, not the node
+            self._again(instruction, None)
+            self._fail(instruction, err)
+            return
+        if said is None:
+            self._again(instruction, None)
+            self._silence(instruction)
+        elif instruction == self._instruction:
+            self._say(said)
+
+    def _again(self, instruction: str, delay: float | None) -> None:
+        """Think about the same instruction again after ``delay`` [s], or never."""
+        with self._changed:
+            if self._instruction == instruction:
+                if delay is None:
+                    self._instruction = ''
+                else:
+                    self._due = time.monotonic() + delay
