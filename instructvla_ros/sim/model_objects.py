@@ -52,10 +52,10 @@ def add_object(spec: mujoco.MjSpec, thing: ObjectSpec) -> None:
         _container(spec, body, thing)
 
 
-def material(spec: mujoco.MjSpec, name: str, rgb: Rgb | Sequence[float], specular: float = 0.12) -> str:
+def material(spec: mujoco.MjSpec, name: str, rgb: Rgb | Sequence[float], specular: float = 0.12, emission: float = 0.0) -> str:
     """Material of one colour, made once per name."""
     if spec.material(name) is None:
-        spec.add_material(name=name, rgba=[*rgb, 1.0], specular=specular, shininess=0.35, reflectance=0.0)
+        spec.add_material(name=name, rgba=[*rgb, 1.0], specular=specular, shininess=0.35, emission=emission)
     return name
 
 

@@ -92,13 +92,13 @@ class Look:
         camera_shift: added to the position of the cameras fixed to the world [m].
     """
 
-    table_rgb: Rgb = (0.50, 0.45, 0.39)
-    table_rgb2: Rgb = (0.43, 0.38, 0.32)
+    table_rgb: Rgb = (0.60, 0.54, 0.46)
+    table_rgb2: Rgb = (0.50, 0.43, 0.35)
     texture: str = 'wood'
     texture_seed: int = 0
-    light_position: Vec3 = (0.2, -0.8, 1.8)
+    light_position: Vec3 = (1.0, -0.8, 1.8)
     light: float = 0.5
-    ambient: float = 0.32
+    ambient: float = 0.38
     wall_rgb: Rgb = (0.62, 0.65, 0.68)
     camera_shift: Vec3 = (0.0, 0.0, 0.0)
 
@@ -267,10 +267,12 @@ def sample_look(rng: np.random.Generator, randomization: Randomization) -> Look:
     brightness, fill = rng.uniform(-1.0, 1.0, 2)
     texture = str(rng.choice(TEXTURES))
     texture_seed = int(rng.integers(0, 2**31))
-    tint, contrast, wall = rng.uniform(-1.0, 1.0, 3), rng.uniform(0.0, 1.0), rng.uniform(-1.0, 1.0, 3)
+    tint, tone, contrast = rng.uniform(-1.0, 1.0, 3), rng.uniform(-1.0, 0.5), rng.uniform(0.0, 1.0)
+    wall = rng.uniform(-1.0, 1.0, 3)
     shift = rng.uniform(-1.0, 1.0, 3)
 
-    first = np.clip(np.asarray(base.table_rgb) + 0.3 * table * tint + 0.15 * table * tint.mean(), 0.12, 0.75)
+    # Mostly lighter or darker, a little warmer or colder: tables are seldom green.
+    first = np.clip(np.asarray(base.table_rgb) + table * (0.10 * tint + 0.30 * tone), 0.12, 0.80)
     second = first * (1.0 - (0.12 + 0.35 * table * contrast))
     position = np.asarray(base.light_position) + light * swing * np.array([1.2, 1.6, 0.6])
     return Look(
@@ -281,7 +283,7 @@ def sample_look(rng: np.random.Generator, randomization: Randomization) -> Look:
         light_position=_triple(position),
         light=float(np.clip(base.light * (1.0 + 0.7 * light * brightness), 0.15, 0.75)),
         ambient=float(np.clip(base.ambient * (1.0 + 0.6 * light * fill), 0.12, 0.45)),
-        wall_rgb=_triple(np.clip(np.asarray(base.wall_rgb) + 0.4 * table * wall, 0.1, 0.9)),
+        wall_rgb=_triple(np.clip(np.asarray(base.wall_rgb) + 0.25 * table * wall, 0.1, 0.9)),
         camera_shift=_triple(camera * shift),
     )
 
