@@ -51,8 +51,9 @@ HANDLE_LENGTH = 0.056
 HANDLE_HEIGHT = 0.052
 """Height of the middle of the vertical handle over the table [m]."""
 
-WORKSPACE_X = (0.36, 0.64)
+WORKSPACE_X = (0.41, 0.66)
 WORKSPACE_Y = (-0.27, 0.27)
+"""Where an object can be grasped from above with the joint limits of the FR3 (checked to 0.2 m height) [m]."""
 
 
 @dataclass(frozen=True)
