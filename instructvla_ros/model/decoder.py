@@ -1,0 +1,231 @@
+"""Pre-norm rotary decoder shared by the VLM (Qwen2) and the action expert (Llama).
+
+The layers are those of ``transformers`` (same parameter names); the loop over them is ours, so that the gate, the
+mask, the cache and the rows that are needed are arguments instead of hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .config import Adapters, Expert, Language
+from .lora import Gate, adapt, apply
+
+
+class KVCache:
+    """Keys and values of every layer in buffers of fixed capacity; ``length`` says how much is valid.
+
+    Cropping is setting ``length``. Buffers never move, so their addresses may be captured in a CUDA graph.
+    """
+
+    def __init__(self, layers: int, batch: int, heads: int, capacity: int, dim: int, like: Tensor) -> None:
+        shape = (layers, 2, batch, heads, capacity, dim)
+        self.data = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.capacity = capacity
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, heads, N, dim) behind ``length`` and return everything up to there (``length`` is not moved)."""
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ValueError(f'KV cache holds {self.capacity} positions, {end} are needed')
+        self.data[layer, 0, :, :, self.length : end] = key
+        self.data[layer, 1, :, :, self.length : end] = value
+        return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
+
+    def copy_prefix(self, other: KVCache, length: int) -> None:
+        """Take over the first ``length`` positions of another cache."""
+        self.data[:, :, :, :, :length] = other.data[:, :, :, :, :length]
+        self.length = length
+
+
+class Decoder(nn.Module):
+    """Stack of decoder layers with a final norm.
+
+    Args:
+        layers: ``transformers`` decoder layers (Qwen2 or Llama). norm: the final RMS norm.
+        heads, kv_heads, head_dim: of the attention. rope_theta: base of the rotary frequencies.
+        dropout: of the attention weights, training only.
+    """
+
+    def __init__(
+        self, layers: list[nn.Module], norm: nn.Module, heads: int, kv_heads: int, head_dim: int, rope_theta: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.rope_theta, self.dropout = rope_theta, dropout
+        self.checkpointing = False
+        self.round_frequencies = False  # reference_rope: the released evaluation rounds them to bf16 (spec. 3.5)
+
+    def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
+        """Empty cache for ``capacity`` positions with dtype and device of ``like``."""
+        return KVCache(len(self.layers), batch, self.kv_heads, capacity, self.head_dim, like)
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos, sin (..., 1, N, head_dim) of positions (..., N); frequencies in float32 whatever the weights are."""
+        ramp = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim
+        frequencies = 1.0 / (self.rope_theta**ramp)
+        if self.round_frequencies:
+            frequencies = frequencies.bfloat16().float()
+        angles = positions[..., None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(-3)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gate: Gate = None,
+        mask: Tensor | None = None,
+        causal: bool = True,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Run the stack.
+
+        Args:
+            x: (B, N, d) embeddings.
+            gate: what the adapters contribute (:data:`~.lora.Gate`).
+            mask: bool (True: may attend) or additive float, broadcastable to (B, heads, N, past + N). Replaces ``causal``.
+            causal: attend to the past only; with False and no mask everything sees everything.
+            positions: (N,) or (B, N) rotary positions; default past .. past + N - 1.
+            cache: keys and values of earlier positions; this call appends its own.
+            rows: (B, R) indices into N whose output is wanted. The last layer computes only those.
+
+        Returns:
+            (B, N, d), or (B, R, d) with ``rows``, after the final norm.
+        """
+        past, n = (cache.length if cache else 0), x.shape[1]
+        if positions is None:
+            positions = torch.arange(past, past + n, device=x.device)
+        cos, sin = self.rotary(positions, x.dtype)
+        if mask is None and causal and past and n > 1:
+            keys = torch.arange(past + n, device=x.device)
+            mask = keys <= keys[past:, None]
+        # A kernel flag, not a mask, for the plain triangle; one new row may see the whole past.
+        triangle = mask is None and causal and n > 1
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(x.dtype)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            chosen = rows if index == last else None
+            args = (layer, index, x, cos, sin, gate, mask, triangle, cache, chosen)
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(self._layer, *args, use_reentrant=False)
+            else:
+                x = self._layer(*args)
+        if cache is not None:
+            cache.length = past + n
+        out: Tensor = self.norm(x)
+        return out
+
+    def _layer(
+        self,
+        layer: Any,
+        index: int,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        gate: Gate,
+        mask: Tensor | None,
+        triangle: bool,
+        cache: KVCache | None,
+        rows: Tensor | None,
+    ) -> Tensor:
+        attention = layer.self_attn
+        h = layer.input_layernorm(x)
+        key = _rotate(self._heads(apply(attention.k_proj, h, gate)), cos, sin)
+        value = self._heads(apply(attention.v_proj, h, gate))
+        if cache is not None:
+            key, value = cache.append(index, key, value)
+        if rows is not None:
+            x, h, gate, cos, sin, mask = self._pick(rows, x, h, gate, cos, sin, mask, triangle, key.shape[2])
+            triangle = False
+        query = _rotate(self._heads(apply(attention.q_proj, h, gate)), cos, sin)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=triangle,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        x = x + apply(attention.o_proj, out.transpose(1, 2).flatten(2), gate)
+        h = layer.post_attention_layernorm(x)
+        mlp = layer.mlp
+        inner = mlp.act_fn(apply(mlp.gate_proj, h, gate)) * apply(mlp.up_proj, h, gate)
+        return x + apply(mlp.down_proj, inner, gate)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    @staticmethod
+    def _pick(
+        rows: Tensor, x: Tensor, h: Tensor, gate: Gate, cos: Tensor, sin: Tensor, mask: Tensor | None, triangle: bool, keys: int
+    ) -> tuple[Tensor, Tensor, Gate, Tensor, Tensor, Tensor | None]:
+        batch, n = x.shape[:2]
+        take = rows[:, :, None]
+        if isinstance(gate, Tensor):
+            gate = gate.gather(1, take.expand(-1, -1, gate.shape[-1]))
+        if triangle:
+            mask = (torch.arange(keys, device=x.device) <= take)[:, None]
+        elif mask is not None:
+            wide = mask.expand(batch, mask.shape[1] if mask.dim() == 4 else 1, n, keys)
+            mask = wide.gather(2, take[:, None].expand(-1, wide.shape[1], -1, keys))
+        cos, sin = (t.expand(batch, 1, n, -1).gather(2, take[:, None].expand(-1, 1, -1, t.shape[-1])) for t in (cos, sin))
+        index = take.expand(-1, -1, x.shape[-1])
+        return x.gather(1, index), h.gather(1, index), gate, cos, sin, mask
+
+
+def qwen2_decoder(sizes: Language, adapters: Adapters) -> Decoder:
+    """Decoder of the VLM, its linears adapted when ``adapters.count`` is not 0."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2Config, Qwen2DecoderLayer, Qwen2RMSNorm
+
+    config = Qwen2Config(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        rms_norm_eps=sizes.rms_norm_eps,
+    )
+    layers: list[nn.Module] = [Qwen2DecoderLayer(config, i) for i in range(sizes.layers)]
+    if adapters.count:
+        for layer in layers:
+            adapt(layer, adapters)
+    norm = Qwen2RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
+    return Decoder(layers, norm, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.rope_theta, 0.0)
+
+
+def llama_decoder(sizes: Expert) -> Decoder:
+    """Decoder of the action expert."""
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaDecoderLayer, LlamaRMSNorm
+
+    config = LlamaConfig(
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.heads,
+        rms_norm_eps=sizes.rms_norm_eps,
+    )
+    layers: list[nn.Module] = [LlamaDecoderLayer(config, i) for i in range(sizes.layers)]
+    norm = LlamaRMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
+    dim = sizes.hidden_size // sizes.heads
+    return Decoder(layers, norm, sizes.heads, sizes.heads, dim, sizes.rope_theta, sizes.dropout)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin

@@ -1,0 +1,68 @@
+"""The two image transforms, the same in training and on the robot (specification 2). Pillow and numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from ..datatypes import Image
+from ..errors import ObservationError
+
+Floats = NDArray[np.float32]
+DINO_CROP = 0.875
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def check_image(image: Image, name: str = 'image') -> Image:
+    """Return ``image`` when it is uint8 RGB (H, W, 3).
+
+    Raises:
+        ObservationError: another dtype or shape.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        kind = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
+        raise ObservationError(f'{name} must be uint8 RGB (H, W, 3), got {kind}')
+    if min(image.shape[:2]) < 2:
+        raise ObservationError(f'{name} is too small: {image.shape[1]} x {image.shape[0]} px')
+    return image
+
+
+def join_views(views: Sequence[Image]) -> Image:
+    """Views side by side, (H, W1 + W2 + ..., 3): the single image the VLM sees.
+
+    Raises:
+        ObservationError: the heights differ.
+    """
+    heights = {v.shape[0] for v in views}
+    if len(heights) != 1:
+        raise ObservationError(
+            f'views must have one height to be joined, got {sorted(heights)} px; resize the cameras to one height'
+        )
+    return views[0] if len(views) == 1 else np.concatenate(list(views), axis=1)
+
+
+def siglip_pixels(image: Image, size: int) -> Floats:
+    """(3, size, size) float32: squashed by Pillow bicubic, scaled to [-1, 1]."""
+    square = PilImage.fromarray(check_image(image)).resize((size, size), PilImage.Resampling.BICUBIC)
+    scaled = np.asarray(square, np.float32) / np.float32(255.0)
+    return np.ascontiguousarray(((scaled - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
+
+
+def dino_pixels(image: Image, size: int) -> Floats:
+    """(3, size, size) float32: shorter side to floor(size / 0.875) by bicubic, centre crop, ImageNet scaling."""
+    picture = PilImage.fromarray(check_image(image))
+    width, height = picture.size
+    short = math.floor(size / DINO_CROP)
+    if width <= height:
+        new = (short, int(short * height / width))
+    else:
+        new = (int(short * width / height), short)
+    picture = picture.resize(new, PilImage.Resampling.BICUBIC)
+    left, top = round((new[0] - size) / 2.0), round((new[1] - size) / 2.0)  # round half to even
+    cropped = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / np.float32(255.0)
+    return np.ascontiguousarray(((cropped - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1))
