@@ -203,6 +203,11 @@ class PolicySettings:
     max_refusals: int = option(
         5, 'consecutive chunks the controller may refuse before a goal ends with UNSAFE', ge=1, le=1000
     )
+    dataset: str = option('', 'dataset whose statistics scale the actions; empty: the only one of the checkpoint')
+    mask: str = option(
+        '', "attention mask of the action expert; empty: the checkpoint's", choices=('', 'bias', 'block')
+    )
+    seed: int = option(0, 'of the noise the actions start from', ge=0)
 
 
 @dataclass(frozen=True)
