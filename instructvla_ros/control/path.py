@@ -1,0 +1,75 @@
+"""The path of one action chunk: absolute tcp poses over time, smooth to the first derivative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pinocchio as pin
+
+from ..datatypes import ActionChunk
+from ..geometry import Array, integrate
+
+
+def fade(s: float, offset: Array, slope: Array) -> Array:
+    """Cubic that leaves ``offset`` with derivative ``slope`` (both per unit of s) at s = 0 and ends at rest in 0 at s = 1."""
+    if s >= 1.0:
+        return np.zeros(len(offset))
+    rest = 1.0 - s
+    return np.asarray(rest * rest * ((1.0 + 2.0 * s) * offset + s * slope))
+
+
+@dataclass(frozen=True)
+class Path:
+    """Knots P_0 .. P_H at multiples of the step period after ``start_ns``, blended by a uniform quadratic B-spline.
+
+    The curve is the moving average over one step of the straight lines between the knots: it stays in their convex
+    hull (no overshoot, no excursion out of a box that holds the knots), its velocity is continuous, and it rests in
+    P_H half a step after the last knot.
+
+    Attributes:
+        start_ns: time of P_0 [ns]. period: between knots [s]. positions: (H+1, 3) [m]. rotations: (H+1, 3, 3).
+        turns: (H, 3) rotation vector from each knot to the next, in the frame of the former [rad].
+    """
+
+    start_ns: int
+    period: float
+    positions: Array
+    rotations: Array
+    turns: Array
+
+    @classmethod
+    def of_chunk(cls, chunk: ActionChunk, base: Array, lower: Array, upper: Array) -> Path:
+        """Path of the chunk's deltas from pose ``base`` (4, 4), knots clipped to the box ``lower``, ``upper`` (3,) [m]."""
+        poses = np.concatenate([base[None], integrate(base, chunk.steps, chunk.delta_frame, chunk.rotation)])
+        positions = poses[:, :3, 3].copy()
+        positions[1:] = np.clip(positions[1:], lower, upper)
+        rotations = poses[:, :3, :3].copy()
+        turns = np.array([pin.log3(a.T @ b) for a, b in zip(rotations[:-1], rotations[1:], strict=True)])
+        return cls(chunk.observation_stamp_ns, chunk.step_period, positions, rotations, turns)
+
+    @property
+    def duration(self) -> float:
+        """Time from P_0 until the curve rests in P_H [s]."""
+        return (len(self.positions) - 0.5) * self.period
+
+    def at(self, time: float) -> Array:
+        """Pose (4, 4) ``time`` [s] after the start; before it P_0 is assumed to have been held."""
+        last = len(self.positions) - 1
+        u = min(max(time / self.period, 0.0), last + 0.5)
+        k = min(int(u + 0.5), last)
+        f = u - k
+        before, after = 0.5 * (0.5 - f) ** 2, 0.5 * (0.5 + f) ** 2
+        here = self.positions[k]
+        out = np.eye(4)
+        out[:3, 3] = here
+        turn = np.zeros(3)
+        if k > 0:
+            out[:3, 3] += before * (self.positions[k - 1] - here)
+            # Seen from knot k the way back is the same axis turned the other way.
+            turn -= before * self.turns[k - 1]
+        if k < last:
+            out[:3, 3] += after * (self.positions[k + 1] - here)
+            turn += after * self.turns[k]
+        out[:3, :3] = self.rotations[k] @ pin.exp3(turn)
+        return out
