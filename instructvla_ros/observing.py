@@ -154,8 +154,9 @@ class Synchronizer:
             scene: SceneState | Stale | None = self._scene_at(stamp, now_ns) if self._privileged else None
             if isinstance(scene, Stale):
                 return scene
+            tcp = self._forward(state.q)  # inside the lock: kinematics libraries work on shared buffers
         proprio = np.zeros(8)
-        proprio[:6] = xyz_rpy_from_pose(self._forward(state.q))
+        proprio[:6] = xyz_rpy_from_pose(tcp)
         proprio[7] = min(max(state.gripper, 0.0), 1.0)
         return Observation(
             stamp_ns=stamp,

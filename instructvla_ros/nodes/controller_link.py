@@ -21,7 +21,7 @@ _SILENT = 1.0  # age at which the controller's state counts as unknown [s]
 
 
 class ControllerLink:
-    """Passes the controller's state to the follower; sets and restores its dry-run. Methods may block, callbacks do not."""
+    """Passes the controller's state to the follower; sets and restores its dry-run."""
 
     def __init__(self, node: BaseNode) -> None:
         self._node = node
@@ -96,4 +96,6 @@ class ControllerLink:
             self._client.remove_pending_request(future)
             return f'the service {self._client.srv_name} did not answer within {_ANSWER:.0f} s'
         response = future.result()
-        return '' if response is not None and response.success else f'it was refused: {getattr(response, "message", "")}'
+        if response is None or not response.success:
+            return f'it was refused: {"" if response is None else response.message}'
+        return ''

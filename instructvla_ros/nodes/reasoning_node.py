@@ -20,7 +20,7 @@ from instructvla_ros.msg import Reasoning as ReasoningMsg
 from ..datatypes import Observation, Reasoning
 from ..errors import ConfigError
 from ..observing import Stale
-from ..policy import PolicyHost
+from ..policy import Policy, PolicyHost
 from ..settings import Embodiment, PolicySettings
 from . import params, qos
 from .asking import SceneQuestions
@@ -48,15 +48,15 @@ class Shared:
 class ReasoningNode(BaseNode):
     """Publishes a Reasoning when the instruction changes and every ``reasoning_period``."""
 
-    def __init__(self, shared: Shared | None = None, **kwargs: Any) -> None:
-        """Create the node; without ``shared`` it loads a policy of its own."""
+    def __init__(self, shared: Shared | None = None, policy: Policy | None = None, **kwargs: Any) -> None:
+        """Create the node; without ``shared`` it uses ``policy``, or loads the one the parameters name."""
         super().__init__('reasoning_node', **kwargs)
         embodiment = params.load_embodiment(self)
         settings = params.load_settings(self, PolicySettings, 'policy.yaml')
         self._sentences = Sentences() if shared is None else shared.sentences
         self._fail = self._report if shared is None else shared.fail
         if shared is None:
-            host = PolicyHost(settings, embodiment)
+            host = PolicyHost(settings, embodiment, policy)
             observe = Inputs(self, embodiment, settings, host.current.privileged).observe
         else:
             embodiment, settings, host, observe = shared.embodiment, shared.settings, shared.host, shared.observe
