@@ -1,0 +1,307 @@
+"""Client of the graph: runs a list of episodes, one JSON line per event on standard output, one per result in a file.
+
+For each episode: controller off, simulator reset, controller on, instruction sent as a goal, judged by the simulator.
+The graph is not restarted in between. Events: ``waiting ready episode progress result finished error``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.action import ActionClient
+from rclpy.callback_groups import ReentrantCallbackGroup
+from sensor_msgs.msg import CameraInfo
+from std_srvs.srv import SetBool, Trigger
+
+from instructvla_ros.action import ExecuteInstruction
+from instructvla_ros.srv import ResetWorld
+
+from ..config import option
+from ..datatypes import SceneState
+from ..errors import ConfigError, InstructVLAError
+from ..evaluation import metrics, runlog
+from ..goals import Outcome, Phase
+from ..settings import Embodiment
+from . import params, qos
+from .recorder import Recorder
+from .runtime import BaseNode, run
+
+_NEEDED = ('simulator state', 'joint states', 'controller state')
+_ENABLE_PATIENCE = 5.0  # the controller refuses until it has seen joint states [s]
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """Parameters of the episode node."""
+
+    episodes: str = option('', 'file with one JSON object per line: task, seed, instruction')
+    output: str = option('', 'folder for results; recordings go there when there is one episode, else into episode_<n>/')
+    record: bool = option(False, 'keep the recording of every episode')
+    video: bool = option(True, 'record the cameras too')
+    control_rate: float = option(0.0, 'nominal rate of the controller, for the jitter; 0: its median', unit='Hz', ge=0.0)
+    ready_timeout: float = option(60.0, 'how long the graph may take to come up', unit='s', ge=1.0, le=3600.0)
+    time_limit: float = option(0.0, 'time limit of an episode; 0: that of the task', unit='s', ge=0.0, le=3600.0)
+    settle: float = option(0.6, 'time between the end of a goal and the judgement', unit='s', ge=0.0, le=60.0)
+
+
+class GraphError(InstructVLAError):
+    """A part of the graph does not answer or refuses."""
+
+
+class EpisodeNode(BaseNode):
+    """Runs the episodes on a thread of its own; ``code`` is the exit code of the process."""
+
+    def __init__(self) -> None:
+        super().__init__('episode_node')
+        self._robot: Embodiment = params.load_embodiment(self)
+        self._settings = params.declare(self, EpisodeSettings, EpisodeSettings())
+        if not self._settings.episodes or not self._settings.output:
+            raise ConfigError('episodes and output are needed: -p episodes:=<file> -p output:=<folder>')
+        self._episodes = read_episodes(Path(self._settings.episodes))
+        self._output = Path(self._settings.output)
+        self._output.mkdir(parents=True, exist_ok=True)
+        self.code = 1
+        self._stop = threading.Event()
+        group = ReentrantCallbackGroup()
+        self._enable = self.create_client(SetBool, 'enable', callback_group=group)
+        self._latch = self.create_client(Trigger, 'reset', callback_group=group)
+        self._world = self.create_client(ResetWorld, '/sim/reset', callback_group=group)
+        self._execute = ActionClient(self, ExecuteInstruction, 'execute', callback_group=group)
+        self._recorder = Recorder(self, self._robot, images=self._settings.record and self._settings.video)
+        self._cameras: dict[str, int] = {name: 0 for name in self._robot.views}
+        for name, view in self._robot.views.items():
+            self.create_subscription(CameraInfo, view.info_topic, self._camera_seen(name), qos.SENSOR)
+        self._thread = threading.Thread(target=self._run, name='episodes', daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the running episode: its goal is cancelled and the controller switched off."""
+        self._stop.set()
+        self._thread.join(timeout=4.0)
+
+    def _camera_seen(self, name: str) -> Callable[[Any], None]:
+        def seen(_: CameraInfo) -> None:
+            self._cameras[name] += 1
+
+        return seen
+
+    # The thread of the episodes.
+
+    def _run(self) -> None:
+        try:
+            self._wait_ready()
+            for index, episode in enumerate(self._episodes):
+                if self._stop.is_set():
+                    return
+                emit('result', **self._episode(index, episode))
+            emit('finished', episodes=len(self._episodes))
+            self.code = 0
+        except InstructVLAError as err:
+            emit('error', text=str(err))
+            self.code = 2
+        except Exception as err:  # the parent has to hear of a defect too
+            traceback.print_exc()
+            emit('error', text=f'{type(err).__name__}: {err}')
+        finally:
+            if self._stop.is_set():
+                self._recorder.abort()
+            # Ends the executor, and with it the process.
+            rclpy.try_shutdown()
+
+    def _wait_ready(self) -> None:
+        started, last = time.monotonic(), None
+        while missing := self._silent():
+            if missing != last:
+                emit('waiting', silent=missing)
+                last = missing
+            waited = time.monotonic() - started
+            if self._stop.wait(0.05):
+                return
+            if waited > self._settings.ready_timeout:
+                raise GraphError(f'after {waited:.0f} s still silent: {", ".join(missing)}. Look at the logs of these nodes')
+        emit('ready', seconds=round(time.monotonic() - started, 2))
+
+    def _silent(self) -> list[str]:
+        out = self._recorder.silent(_NEEDED)
+        out += [f'camera {name}' for name, count in self._cameras.items() if not count]
+        for name, client in (('service /sim/reset', self._world), ('service enable', self._enable), ('service reset', self._latch)):
+            if not client.service_is_ready():
+                out.append(name)
+        if not self._execute.server_is_ready():
+            out.append('action execute')
+        return out
+
+    def _episode(self, index: int, episode: dict[str, Any]) -> dict[str, Any]:
+        self._call(self._enable, SetBool.Request(data=False), 'enable')
+        request = ResetWorld.Request(task=episode.get('task', ''), instruction=episode.get('instruction', ''), seed=int(episode.get('seed', 0)))
+        answer = self._call(self._world, request, '/sim/reset', 20.0)
+        if not answer.success:
+            raise GraphError(f'the simulator refuses the episode: {answer.message}')
+        scene = self._wait_scene(lambda s: s.episode == answer.episode, f'/sim/state of episode {answer.episode}')
+        self._wait_fresh_joints()
+        self._call(self._latch, Trigger.Request(), 'reset')
+        self._switch_on()
+        limit = self._settings.time_limit or scene.time_limit
+        emit('episode', index=index, of=len(self._episodes), task=scene.task, seed=scene.seed, instruction=answer.instruction, time_limit=limit)
+        folder = self._output if len(self._episodes) == 1 else self._output / f'episode_{index:03d}'
+        with_video = self._settings.record and self._settings.video
+        if with_video:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._recorder.start(folder if with_video else None)
+        result = self._follow(answer.instruction, limit)
+        self._stop.wait(self._settings.settle)
+        return self._conclude(episode, answer.instruction, result, limit, folder)
+
+    def _wait_fresh_joints(self) -> None:
+        seen = self._recorder.count('joint states')
+        self._wait(lambda: self._recorder.count('joint states') >= seen + 5, 5.0, 'joint states after the reset')
+
+    def _switch_on(self) -> None:
+        deadline = time.monotonic() + _ENABLE_PATIENCE
+        while not (answer := self._call(self._enable, SetBool.Request(data=True), 'enable')).success:
+            if time.monotonic() > deadline or self._stop.wait(0.1):
+                raise GraphError(f'the controller cannot be enabled: {answer.message}')
+
+    def _follow(self, instruction: str, limit: float) -> dict[str, Any]:
+        """Send the goal, report progress, wait for its end."""
+        feedback: dict[str, Any] = {'state': 'WAITING_INPUT'}
+
+        def on_feedback(message: Any) -> None:
+            feedback['state'] = Phase(message.feedback.state).name
+
+        goal = ExecuteInstruction.Goal(instruction=instruction, max_duration=limit)
+        handle = self._future(self._execute.send_goal_async(goal, feedback_callback=on_feedback), 10.0, 'action execute')
+        if not handle.accepted:
+            raise GraphError('the policy node did not accept the goal')
+        done = threading.Event()
+        future = handle.get_result_async()
+        future.add_done_callback(lambda _: done.set())
+        deadline = time.monotonic() + limit + 15.0
+        solved_at: float | None = None
+        while not done.wait(0.1):
+            scene = self._recorder.scene
+            solved_at = _solved_at(scene, solved_at)
+            if scene is not None:
+                emit(
+                    'progress', elapsed=round(scene.elapsed, 2), limit=limit, progress=scene.progress, success=scene.success, state=feedback['state'],
+                    mode=runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else '', sentence=self._recorder.sentence,
+                    verdicts=self._recorder.verdict_counts(),
+                )  # fmt: skip
+            if self._stop.is_set() or time.monotonic() > deadline:
+                self._future(handle.cancel_goal_async(), 2.0, 'cancel')
+                if self._stop.is_set():
+                    self._call(self._enable, SetBool.Request(data=False), 'enable', 2.0)
+                    return {'outcome': 'STOPPED', 'reason': 'interrupted', 'duration': 0.0, 'chunks': 0, 'solved_at': solved_at}
+                raise GraphError(f'the goal did not end {limit + 15.0:.0f} s after it began; is the policy node alive?')
+        r = future.result().result
+        return {'outcome': Outcome(r.outcome).name, 'reason': r.reason, 'duration': r.duration, 'chunks': r.chunks, 'solved_at': solved_at}
+
+    def _conclude(self, episode: dict[str, Any], instruction: str, result: dict[str, Any], limit: float, folder: Path) -> dict[str, Any]:
+        scene = self._recorder.scene
+        success = bool(scene is not None and scene.success)
+        solved_at = _solved_at(scene, result['solved_at']) if success else None
+        row = {
+            **episode, 'instruction': instruction, 'success': success, 'outcome': result['outcome'], 'reason': result['reason'],
+            'duration': result['duration'], 'success_after': solved_at, 'time_limit': limit, 'progress': scene.progress if scene else None,
+        }  # fmt: skip
+        meta = {**row, 'robot': self._robot.name, 'control_rate': self._settings.control_rate or None}
+        log = self._recorder.stop(meta)
+        if self._settings.record:
+            runlog.save(log, folder)
+        summary = metrics.summarize(log)
+        row['chunks'] = summary['chunks']['count']
+        row['latency'] = {name: summary['latency'][name] for name in ('without_policy', 'policy', 'total')}
+        row['jitter'] = summary['controller']['jitter']
+        row['verdicts'] = {f'{v["rule"]} {v["action"].lower()}': v['count'] for v in summary['verdicts']}
+        append_json(self._output / 'episodes.jsonl', row)
+        return row
+
+    # Waiting for others.
+
+    def _call(self, client: Any, request: Any, name: str, timeout: float = 5.0) -> Any:
+        return self._future(client.call_async(request), timeout, f'service {name}')
+
+    def _future(self, future: Any, timeout: float, name: str) -> Any:
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout):
+            raise GraphError(f'{name} did not answer within {timeout:.0f} s')
+        return future.result()
+
+    def _wait_scene(self, wanted: Callable[[SceneState], bool], name: str) -> SceneState:
+        self._wait(lambda: self._recorder.scene is not None and wanted(self._recorder.scene), 10.0, name)
+        scene = self._recorder.scene
+        if scene is None:
+            raise GraphError(f'{name} did not come')
+        return scene
+
+    def _wait(self, condition: Callable[[], bool], timeout: float, name: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or self._stop.wait(0.01):
+                raise GraphError(f'{name}: nothing within {timeout:.0f} s')
+
+
+def _solved_at(scene: SceneState | None, before: float | None) -> float | None:
+    """Since when the task has been solved without interruption [s]."""
+    if scene is None or not scene.success:
+        return None
+    return scene.elapsed if before is None else before
+
+
+def read_episodes(file: Path) -> list[dict[str, Any]]:
+    """Episodes of a file with one JSON object per line.
+
+    Raises:
+        ConfigError: unreadable, empty, or a line is not an object.
+    """
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines() if line.strip()]
+    except (OSError, ValueError) as err:
+        raise ConfigError(f'episodes {file}: {err}') from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f'episodes {file}: at least one JSON object with task, seed, instruction is needed')
+    return rows
+
+
+def append_json(file: Path, row: dict[str, Any]) -> None:
+    """Append one line of strict JSON and push it to the disk."""
+    with file.open('a', encoding='utf-8') as out:
+        out.write(json.dumps(runlog.plain(row), allow_nan=False) + '\n')
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def emit(event: str, **fields: Any) -> None:
+    """One event as a JSON line on standard output."""
+    try:
+        sys.stdout.write(json.dumps(runlog.plain({'event': event, **fields}), allow_nan=False) + '\n')
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody listens any more: the parent is about to stop us
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the episodes. Exit codes: 0 all ran (solved or not), 2 the graph is not usable, 1 a defect or interrupted."""
+    made: list[EpisodeNode] = []
+
+    def build() -> EpisodeNode:
+        made.append(EpisodeNode())
+        return made[0]
+
+    code = run(build, args)
+    return code or (made[0].code if made else code)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
