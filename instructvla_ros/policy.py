@@ -15,8 +15,8 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 
 from .config import replace
-from .datatypes import ActionChunk, Observation, Reasoning, ReasoningKind, SceneState, new_id
-from .errors import CheckpointError, ConfigError, ObservationError, SetupError, suggest
+from .datatypes import ActionChunk, Observation, Reasoning, new_id
+from .errors import CheckpointError, ConfigError, SetupError, suggest
 from .geometry import Array, pose_from_xyz_rpy
 from .settings import Embodiment, PolicySettings
 
@@ -123,72 +123,10 @@ class HoldPolicy:
         raise ConfigError("policy 'hold' has no words; start the node with policy 'instructvla' to ask about the scene")
 
 
-class ExpertPolicy:
-    """The scripted expert of the simulator behind the interface of a policy.
+def _expert(settings: PolicySettings, embodiment: Embodiment) -> Policy:
+    from .policy_expert import ExpertPolicy  # a robot needs nothing of the simulator
 
-    It reads ``Observation.privileged`` and therefore cannot run on a robot: it is there for demonstrations and for
-    proving the path. Its sentences say so in ``source``.
-    """
-
-    name = 'expert'
-    privileged = True
-    checkpoint_revision = ''
-    source = 'expert (reads simulator state)'
-
-    def __init__(self, step_period: float, horizon: int) -> None:
-        from .sim.expert import ScriptedExpert  # a robot needs nothing of the simulator
-
-        self._step_period = step_period
-        self._expert = ScriptedExpert(step_period, horizon)
-
-    def reset(self) -> None:
-        """Nothing to forget: the expert is a function of the state."""
-
-    def think(self, observation: Observation) -> Reasoning | None:
-        """Say what the expert does next."""
-        started = time.perf_counter()
-        plan = self._expert.plan(self._scene(observation), observation.instruction)
-        return self._say(observation, observation.instruction, plan.sentence, ReasoningKind.PLAN, started)
-
-    def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
-        """Next steps of the expert."""
-        started = time.perf_counter()
-        plan = self._expert.plan(self._scene(observation), observation.instruction)
-        steps = np.asarray(plan.steps, dtype=np.float64)
-        return make_chunk(self, observation, steps, self._step_period, started, reasoning, plan.done)
-
-    def answer(self, observation: Observation, question: str) -> Reasoning:
-        """List what is on the table; the expert does not understand questions and does not look at images."""
-        started = time.perf_counter()
-        scene = self._scene(observation)
-        seen = ', '.join(
-            ' '.join(word for word in (o.size, o.color, o.category) if word) for o in scene.objects.values()
-        )
-        held = f' The gripper holds {scene.held.replace("_", " ")}.' if scene.held else ''
-        text = f'The simulator has: {seen or "no objects"}.{held}'
-        return self._say(observation, question, text, ReasoningKind.ANSWER, started)
-
-    def _say(
-        self, observation: Observation, instruction: str, text: str, kind: ReasoningKind, started: float
-    ) -> Reasoning:
-        return Reasoning(
-            id=new_id('say'),
-            stamp_ns=observation.stamp_ns,
-            instruction=instruction,
-            text=text,
-            kind=kind,
-            latency=time.perf_counter() - started,
-            source=self.source,
-        )
-
-    @staticmethod
-    def _scene(observation: Observation) -> SceneState:
-        if observation.privileged is None:
-            raise ObservationError(
-                "policy 'expert' needs the simulator's ground truth (/sim/state), which no robot has; "
-                "start sim_node, or choose policy 'hold' or 'instructvla'"
-            )
-        return observation.privileged
+    return ExpertPolicy(settings.step_period, settings.horizon)
 
 
 MODEL_MODULE = 'instructvla_ros.model.policy'
@@ -212,7 +150,7 @@ def _instructvla(settings: PolicySettings, embodiment: Embodiment) -> Policy:
 
 _FACTORIES: dict[str, Callable[[PolicySettings, Embodiment], Policy]] = {
     'hold': lambda settings, embodiment: HoldPolicy(settings.step_period, settings.horizon),
-    'expert': lambda settings, embodiment: ExpertPolicy(settings.step_period, settings.horizon),
+    'expert': _expert,
     'instructvla': _instructvla,
 }
 

@@ -11,9 +11,17 @@ import pytest
 
 from instructvla_ros import config, policy, resources
 from instructvla_ros.datatypes import Observation, Reasoning, SceneObject, SceneState
-from instructvla_ros.errors import CheckpointError, ConfigError, InstructVLAError, ObservationError, SetupError
+from instructvla_ros.errors import (
+    CheckpointError,
+    ConfigError,
+    InstructVLAError,
+    ObservationError,
+    SetupError,
+    TaskError,
+)
 from instructvla_ros.geometry import pose, pose_from_xyz_rpy
-from instructvla_ros.policy import ExpertPolicy, HoldPolicy, Policy, PolicyHost, make_policy
+from instructvla_ros.policy import HoldPolicy, Policy, PolicyHost, make_policy
+from instructvla_ros.policy_expert import ExpertPolicy
 from instructvla_ros.settings import Embodiment, PolicySettings
 
 EMBODIMENT = config.load(Embodiment, resources.config_file('franka.yaml'))
@@ -41,7 +49,6 @@ def observation(privileged: SceneState | None = None) -> Observation:
 
 
 def expert() -> ExpertPolicy:
-    pytest.importorskip('instructvla_ros.sim.expert', reason='the scripted expert is not there')
     return ExpertPolicy(0.1, 8)
 
 
@@ -83,6 +90,20 @@ def test_expert_without_the_simulator_says_so() -> None:
     ):
         with pytest.raises(ObservationError, match='no robot has'):
             call()
+
+
+def test_expert_follows_other_words_than_those_of_the_reset() -> None:
+    green = SceneObject('green_cube_1', 'cube', 'green', 'medium', pose((0.5, -0.2, 0.02)), np.full(3, 0.04))
+    both = replace(scene(), objects={**scene().objects, 'green_cube_1': green})
+    chunk = expert().infer(replace(observation(both), instruction='grab the green block'), None)
+    assert chunk.steps[:, 1].sum() < 0.0, 'the green cube is to the right'
+    with pytest.raises(TaskError, match='the blue ball is not in the scene; it has a medium red cube'):
+        expert().infer(replace(observation(both), instruction='pick up the blue ball'), None)
+    with pytest.raises(TaskError, match='verb'):
+        expert().think(replace(observation(both), instruction='sing a song'))
+    twins = replace(both, target='', objects={k: replace(o, color='red') for k, o in both.objects.items()})
+    with pytest.raises(TaskError, match='any of red_cube_1, green_cube_1'):
+        expert().infer(replace(observation(twins), instruction='lift the red cube'), None)
 
 
 def test_policies_fit_the_protocol() -> None:

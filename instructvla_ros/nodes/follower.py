@@ -157,9 +157,11 @@ class Follower:
                 goal.on_stale(seen, now)
             else:
                 scene = seen.privileged
-                goal.on_observation(
-                    now, None if scene is None else scene.success, math.nan if scene is None else scene.progress
-                )
+                # The simulator scores the words of its last reset; they say nothing about other words.
+                if scene is None or scene.instruction.strip() != goal.instruction:
+                    goal.on_observation(now)
+                else:
+                    goal.on_observation(now, scene.success, scene.progress)
             self._collect()
             if goal.ending is not None or isinstance(seen, Stale):
                 return

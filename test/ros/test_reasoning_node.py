@@ -50,7 +50,7 @@ class Graph:
     def close(self) -> None:
         for node in self.nodes:
             node.close()
-        for executor, thread in zip(self._executors, self._threads):
+        for executor, thread in zip(self._executors, self._threads, strict=True):
             executor.shutdown(timeout_sec=2.0)
             thread.join(timeout=2.0)
         for node in (*self.nodes, self.robot):
