@@ -68,13 +68,13 @@ def release_of(scene: SceneState, obj: SceneObject, destination: SceneObject, re
             raise LookupError(f'no free place near {destination.name}')
         xy, z = np.array(spot), half + GENTLE
     elif destination.category == 'bowl':
-        # The open fingers stay above the rim; the object falls about 3 cm.
-        z = rel.top(destination) + GENTLE
+        # The open fingers stay above the rim; the object hangs below it and falls about 3 cm.
+        z = rel.top(destination) + half - 0.012
     elif destination.category == 'plate':
         z = rel.top(destination) + half + GENTLE / 2
     elif destination.category == 'drawer':
-        xy = rel.tray_centre(destination)[:2]
-        z = rel.top(destination) + 0.01
+        xy, z = rel.tray_centre(destination)[:2], rel.top(destination) - 0.010
+        yaw = float(np.arctan2(destination.pose[1, 0], destination.pose[0, 0]))
     else:
         z = rel.top(destination) + half + GENTLE
         yaw += wrap(_face(destination) - _face(obj), np.pi / 2)

@@ -19,10 +19,10 @@ from .scene import DRAWER_TRAVEL, HANDLE_HEIGHT, HANDLE_LENGTH, HANDLE_RADIUS, h
 
 MAX_WIDTH = 0.08
 """Opening of the hand [m] that openness 1 stands for."""
-AT_GOAL = 0.010
+AT_GOAL = 0.008
 """Distance [m] at which the hand counts as being at a grasp."""
-AT_PLACE = 0.008
-"""Distance [m] at which a carried object counts as being over its place."""
+AT_PLACE = 0.006
+"""Distance [m] at which a carried object counts as being at its place; small enough that it is then ``placed``."""
 LIFT = 0.12
 """Height [m] of a picked object's lowest point when the pick is done."""
 PULLED, PUSHED = DRAWER_TRAVEL - 0.015, 0.004
@@ -91,7 +91,9 @@ def _fetch(scene: SceneState, target: SceneObject) -> Intent:
     name = name_of(target)
     offset = grasp.xyz - scene.tcp_pose[:3, 3]
     turned = abs(wrap(grasp.yaw - yaw_of(scene.tcp_pose)))
-    at = float(np.hypot(offset[0], offset[1])) < AT_GOAL and abs(offset[2]) < AT_GOAL and turned < 0.15
+    # Fingers on their way are not called back for a little distance.
+    near = AT_GOAL if scene.gripper > 0.9 else 2.0 * AT_GOAL
+    at = float(np.hypot(offset[0], offset[1])) < near and abs(offset[2]) < near and turned < 0.2
     meets = grasp.width / MAX_WIDTH
     if at and scene.gripper > meets - 0.12:
         # Stay where the fingers are: correcting while they close would drag the object.

@@ -78,20 +78,19 @@ def tray_centre(drawer: SceneObject) -> Array:
 def placed(target: SceneObject, destination: SceneObject, relation: str) -> bool:
     """Whether ``target`` stands in the relation to ``destination``; says nothing about motion or the gripper.
 
-    * in a bowl: its centre is at least 2 cm inside the rim and below a quarter of its height over the rim;
-    * on a plate: its centre is over the plate and it rests lower than one finger width over the plate;
+    * in a bowl: its centre is at least 2 cm inside the rim and its lowest point below the rim;
+    * on a plate: its centre is over the plate and its lowest point at most 12 mm over the rim;
     * in a drawer: its centre is in the tray, below the top of the housing;
     * on a cube: its centre is over that cube, its bottom within 12 mm of that cube's top;
     * near: both on the table, free space between them 0 .. :data:`NEAR_GAP`.
     """
-    z = float(target.pose[2, 3])
     if relation == 'near':
         standing = on_table(target) and (destination.category not in GRASPABLE or on_table(destination))
         return standing and 0.0 <= gap(target, destination) <= NEAR_GAP
     if destination.category == 'bowl':
-        return distance(target, destination) <= radius(destination) - 0.02 and z <= top(destination) + target.extent[2] / 4
+        return distance(target, destination) <= radius(destination) - 0.02 and bottom(target) <= top(destination) - 0.003
     if destination.category == 'plate':
-        low = -0.004 <= bottom(target) <= top(destination) + 0.010
+        low = -0.004 <= bottom(target) <= top(destination) + 0.012
         return distance(target, destination) <= radius(destination) - 0.01 and low
     if destination.category == 'drawer':
         local = destination.pose[:3, :3].T @ (target.pose[:3, 3] - destination.pose[:3, 3])
