@@ -174,6 +174,7 @@ def _drawer(spec: mujoco.MjSpec, body: Any, thing: ObjectSpec) -> None:
     joint = tray.add_joint(name=f'{thing.name}/slide', type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[-1, 0, 0])
     joint.limited = True
     joint.range = [0.0, DRAWER_TRAVEL]
+    joint.solref_limit = [0.004, 1.0]
     # Enough friction to stay where it is left, little against a grip of 30 N per finger.
     joint.frictionloss = 1.5
     set_vector(joint, 'damping', 6.0)

@@ -1,0 +1,186 @@
+"""What joint_trajectory_controller does with a JointTrajectory, and what a Franka refuses. Pure: no clock, no I/O.
+
+Semantics of ros2_controllers on Jazzy and Kilted with ``interpolate_from_desired_state: true``: a new trajectory
+replaces the old one at once, even when its stamp lies in the future; a bridge runs from the last commanded state to
+its first future point; points in the past are skipped; the last point is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..geometry import Array
+from ..settings import Embodiment
+
+TOLERANCE = 1e-6
+"""How far beyond a limit still counts as on it [rad, rad/s]: rounding, not headroom."""
+
+
+class TrajectoryFollower:
+    """The commanded joint state as a function of time.
+
+    Args:
+        embodiment: names, order and limits of the joints. q: where the arm stands (n,) [rad].
+        allow_nonzero_end: accept a last point that still moves; the arm then stops on it at once.
+    """
+
+    def __init__(self, embodiment: Embodiment, q: ArrayLike, allow_nonzero_end: bool = False):
+        self.joints = tuple(embodiment.arm_joints)
+        limits = embodiment.limits
+        self._lower, self._upper = np.asarray(limits.lower), np.asarray(limits.upper)
+        self._speed = np.asarray(limits.velocity)
+        self._allow_nonzero_end = allow_nonzero_end
+        self.reset(q)
+
+    def reset(self, q: ArrayLike) -> None:
+        """Forget any trajectory and hold ``q`` (n,) [rad]."""
+        where = np.array(q, dtype=np.float64)
+        if where.shape != (len(self.joints),) or not np.all(np.isfinite(where)):
+            raise ValueError(f'q must be {len(self.joints)} finite numbers, got {where!r}')
+        self._base_ns = 0
+        self._times = np.zeros(1)
+        self._q = where[None]
+        self._v: Array | None = None
+
+    def accept(
+        self,
+        joint_names: Sequence[str],
+        times_s: ArrayLike,
+        positions: ArrayLike,
+        velocities: ArrayLike | None,
+        stamp_ns: int,
+        now_ns: int,
+    ) -> str:
+        """Replace the trajectory at once, or leave everything as it was and say why.
+
+        Args:
+            joint_names: all arm joints, in any order; the columns below follow it.
+            times_s: (m,) ``time_from_start`` [s], strictly increasing.
+            positions: (m, n) [rad]. velocities: (m, n) [rad/s] or None/empty: linear interpolation.
+            stamp_ns: header stamp [ns]; 0 is now. now_ns: the time [ns].
+
+        Returns:
+            '' when accepted, else one sentence that names the joint, the number and the limit.
+        """
+        names = list(joint_names)
+        reason = self._names_fit(names)
+        if reason:
+            return reason
+        t, q = np.asarray(times_s, dtype=np.float64), np.asarray(positions, dtype=np.float64)
+        v = None if velocities is None or np.size(velocities) == 0 else np.asarray(velocities, dtype=np.float64)
+        reason = self._shapes_fit(t, q, v)
+        if reason:
+            return reason
+        order = [names.index(name) for name in self.joints]
+        q, v = q[:, order], None if v is None else v[:, order]
+        if v is not None and not self._allow_nonzero_end and np.any(np.abs(v[-1]) > TOLERANCE):
+            k = int(np.argmax(np.abs(v[-1])))
+            return f'the last point must be at rest, {self.joints[k]} has {v[-1, k]:.4g} rad/s'
+        offset = 0.0 if stamp_ns == 0 else (stamp_ns - now_ns) * 1e-9
+        ahead = t + offset > 0.0
+        if not ahead[-1]:
+            return f'the last point lies {-(t[-1] + offset):.3f} s in the past'
+
+        start_q, start_v = self.sample(now_ns)
+        times = np.concatenate([[0.0], t[ahead] + offset])
+        path = np.vstack([start_q, q[ahead]])
+        slopes = None if v is None else np.vstack([start_v, v[ahead]])
+        reason = self._within_limits(times, path, slopes)
+        if reason:
+            return reason
+        self._base_ns, self._times, self._q, self._v = now_ns, times, path, slopes
+        return ''
+
+    def sample(self, now_ns: int) -> tuple[Array, Array]:
+        """Commanded q (n,) [rad] and dq (n,) [rad/s]; before the start the first point, after the end the last, at rest."""
+        t = (now_ns - self._base_ns) * 1e-9
+        if t >= self._times[-1]:
+            return self._q[-1].copy(), np.zeros(len(self.joints))
+        t = max(t, 0.0)
+        k = int(np.searchsorted(self._times, t, side='right')) - 1
+        h = self._times[k + 1] - self._times[k]
+        s = t - self._times[k]
+        q0, q1 = self._q[k], self._q[k + 1]
+        if self._v is None:
+            slope = (q1 - q0) / h
+            return q0 + s * slope, slope
+        b, c, d = self._v[k], *_cubic(q0, q1, self._v[k], self._v[k + 1], h)
+        return q0 + s * (b + s * (c + s * d)), b + s * (2.0 * c + 3.0 * s * d)
+
+    def _names_fit(self, names: list[str]) -> str:
+        unknown = [n for n in names if n not in self.joints]
+        missing = [n for n in self.joints if n not in names]
+        if unknown or missing or len(names) != len(self.joints):
+            parts = [f'unknown {", ".join(unknown)}'] if unknown else []
+            parts += [f'missing {", ".join(missing)}'] if missing else []
+            return f'joint names: {"; ".join(parts) or "a name is repeated"}. All of {", ".join(self.joints)} are needed'
+        return ''
+
+    def _shapes_fit(self, t: Array, q: Array, v: Array | None) -> str:
+        n = len(self.joints)
+        if t.ndim != 1 or t.size == 0:
+            return 'the trajectory has no points'
+        for label, values in (('positions', q), ('velocities', v)):
+            if values is None:
+                continue
+            if values.shape != (t.size, n):
+                return f'{label} must be given for all {n} joints at all {t.size} points, got shape {values.shape}'
+            if not np.all(np.isfinite(values)):
+                return f'{label} contain a number that is not finite'
+        if not np.all(np.isfinite(t)) or t[0] < 0.0:
+            return f'time_from_start must be finite and >= 0, the first is {t[0]}'
+        if np.any(np.diff(t) <= 0.0):
+            k = int(np.argmax(np.diff(t) <= 0.0))
+            return f'time_from_start must strictly increase, point {k + 1} has {t[k + 1]:.6f} s after {t[k]:.6f} s'
+        return ''
+
+    def _within_limits(self, times: Array, q: Array, v: Array | None) -> str:
+        """Extrema of position and speed of the whole path, bridge included."""
+        h = np.diff(times)[:, None]
+        if v is None:
+            low, high = q.min(axis=0), q.max(axis=0)
+            speed = np.abs(np.diff(q, axis=0) / h).max(axis=0)
+        else:
+            low, high, speed = _cubic_extrema(q, v, h)
+        start = q[0]
+        for k, name in enumerate(self.joints):
+            # An arm that already stands beyond a limit may come back, it may not go further.
+            floor, ceiling = min(self._lower[k], start[k]), max(self._upper[k], start[k])
+            for value in (low[k], high[k]):
+                if not floor - TOLERANCE <= value <= ceiling + TOLERANCE:
+                    return (
+                        f'{name} would go to {value:.4f} rad, allowed {self._lower[k]:.4f} .. {self._upper[k]:.4f} rad'
+                    )
+            if speed[k] > self._speed[k] + TOLERANCE:
+                return f'{name} would move at {speed[k]:.3f} rad/s, allowed {self._speed[k]:.3f} rad/s'
+        return ''
+
+
+def _cubic(q0: Array, q1: Array, v0: Array, v1: Array, h: ArrayLike) -> tuple[Array, Array]:
+    """Coefficients c, d of q0 + v0 s + c s^2 + d s^3 that reaches q1 with v1 after h."""
+    mean = (q1 - q0) / h
+    return np.asarray((3.0 * mean - 2.0 * v0 - v1) / h), np.asarray((v0 + v1 - 2.0 * mean) / np.square(h))
+
+
+def _cubic_extrema(q: Array, v: Array, h: Array) -> tuple[Array, Array, Array]:
+    """Smallest and largest position and largest speed (n,) over all segments."""
+    q0, b = q[:-1], v[:-1]
+    c, d = _cubic(q0, q[1:], b, v[1:], h)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        turn = -c / (3.0 * d)
+        root = np.sqrt(np.maximum(c * c - 3.0 * b * d, 0.0))
+        # Both roots of b + 2 c s + 3 d s^2 in the form that does not cancel; d = 0 leaves the single root -b / 2c.
+        big = -(c + np.copysign(root, c))
+        candidates = [np.zeros_like(c), np.broadcast_to(h, c.shape), big / (3.0 * d), b / big]
+    at = []
+    for s in candidates:
+        inside = np.clip(np.where(np.isfinite(s), s, 0.0), 0.0, h)
+        at.append(q0 + inside * (b + inside * (c + inside * d)))
+    inside = np.clip(np.where(np.isfinite(turn), turn, 0.0), 0.0, h)
+    fastest = np.maximum.reduce(
+        [np.abs(v[:-1]), np.abs(v[1:]), np.abs(b + inside * (2.0 * c + 3.0 * inside * d))]
+    )
+    return np.min(at, axis=(0, 1)), np.max(at, axis=(0, 1)), fastest.max(axis=0)
