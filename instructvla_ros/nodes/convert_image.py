@@ -85,11 +85,11 @@ class ImageWriter:
             raise ObservationError(f'image must be uint8 RGB (H, W, 3), got {rgb.dtype} {rgb.shape}')
         if rgb.shape != self._view.shape:
             # rclpy copies an array.array at memory speed, an ndarray element by element (56 ms for 640 x 480).
-            buffer = array.array('B', bytes(rgb.size))
-            self._view = np.frombuffer(buffer, dtype=np.uint8).reshape(rgb.shape)
             self._message.height, self._message.width = rgb.shape[:2]
             self._message.step = rgb.shape[1] * 3
-            self._message.data = buffer
+            self._message.data = array.array('B', bytes(rgb.size))
+            # The message may keep a copy of what it was given: write into what it holds.
+            self._view = np.frombuffer(self._message.data, dtype=np.uint8).reshape(rgb.shape)
         np.copyto(self._view, rgb)
         self._message.header.stamp = stamp_to_msg(stamp_ns)
         return self._message
