@@ -233,7 +233,7 @@ def materialize(model: InstructVLA, device: str | torch.device) -> None:
     """Give a model built on the meta device the one buffer that no file holds."""
     embeddings = model.vlm.tower.embeddings
     count = embeddings.position_embedding.num_embeddings
-    embeddings.position_ids = torch.arange(count, device=device)[None]
+    embeddings.register_buffer('position_ids', torch.arange(count, device=device)[None], persistent=False)
 
 
 def read_json(file: Path) -> dict[str, Any]:

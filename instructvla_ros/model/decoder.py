@@ -54,7 +54,14 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, layers: list[nn.Module], norm: nn.Module, heads: int, kv_heads: int, head_dim: int, rope_theta: float, dropout: float
+        self,
+        layers: list[nn.Module],
+        norm: nn.Module,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -94,7 +101,8 @@ class Decoder(nn.Module):
         Args:
             x: (B, N, d) embeddings.
             gate: what the adapters contribute (:data:`~.lora.Gate`).
-            mask: bool (True: may attend) or additive float, broadcastable to (B, heads, N, past + N). Replaces ``causal``.
+            mask: bool (True: may attend) or additive float, broadcastable to (B, heads, N, past + N); replaces
+                ``causal``.
             causal: attend to the past only; with False and no mask everything sees everything.
             positions: (N,) or (B, N) rotary positions; default past .. past + N - 1.
             cache: keys and values of earlier positions; this call appends its own.
@@ -170,7 +178,15 @@ class Decoder(nn.Module):
 
     @staticmethod
     def _pick(
-        rows: Tensor, x: Tensor, h: Tensor, gate: Gate, cos: Tensor, sin: Tensor, mask: Tensor | None, triangle: bool, keys: int
+        rows: Tensor,
+        x: Tensor,
+        h: Tensor,
+        gate: Gate,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        triangle: bool,
+        keys: int,
     ) -> tuple[Tensor, Tensor, Gate, Tensor, Tensor, Tensor | None]:
         batch, n = x.shape[:2]
         take = rows[:, :, None]
@@ -181,7 +197,8 @@ class Decoder(nn.Module):
         elif mask is not None:
             wide = mask.expand(batch, mask.shape[1] if mask.dim() == 4 else 1, n, keys)
             mask = wide.gather(2, take[:, None].expand(-1, wide.shape[1], -1, keys))
-        cos, sin = (t.expand(batch, 1, n, -1).gather(2, take[:, None].expand(-1, 1, -1, t.shape[-1])) for t in (cos, sin))
+        angle = take[:, None].expand(-1, 1, -1, cos.shape[-1])
+        cos, sin = (t.expand(batch, 1, n, -1).gather(2, angle) for t in (cos, sin))
         index = take.expand(-1, -1, x.shape[-1])
         return x.gather(1, index), h.gather(1, index), gate, cos, sin, mask
 

@@ -73,7 +73,7 @@ class FlowExpert(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
-        return self.latent_projector[0].weight.dtype
+        return self.action_embed.linear_1.weight.dtype
 
     def prefix(self, latent: Tensor, views: Tensor, proprio: Tensor | None) -> Tensor:
         """Tokens (B, P, d) that do not depend on the actions.

@@ -160,15 +160,24 @@ def _action(config: ModelConfig) -> Iterator[Entry]:
 def _dino(config: ModelConfig) -> Iterator[Entry]:
     o, c, group = config.dino, config.language.hidden_size, 'action_model'
     w, root, mine = o.width, 'film_vision_model.vision_model', 'expert.dino'
-    tokens = {'cls_token': (1, 1, w), 'reg_token': (1, o.registers, w), 'pos_embed': (1, o.patches, w)}
+    tokens: dict[str, Shape] = {
+        'cls_token': (1, 1, w),
+        'reg_token': (1, o.registers, w),
+        'pos_embed': (1, o.patches, w),
+    }
     for name, shape in tokens.items():
         yield _one(group, f'{root}.{name}', shape, f'{mine}.{name}')
     patch = (w, 3, o.patch_size, o.patch_size)
     yield from _pair(group, f'{root}.patch_embed.proj', patch, f'{mine}.patch_embed.proj', (w,))
     yield from _pair(group, f'{root}.norm', (w,), '', (w,))
     modules: Mapping[str, Shape] = {
-        'norm1': (w,), 'norm2': (w,), 'attn.qkv': (3 * w, w), 'attn.proj': (w, w), 'mlp.fc1': (4 * w, w), 'mlp.fc2': (w, 4 * w)
-    }  # fmt: skip
+        'norm1': (w,),
+        'norm2': (w,),
+        'attn.qkv': (3 * w, w),
+        'attn.proj': (w, w),
+        'mlp.fc1': (4 * w, w),
+        'mlp.fc2': (w, 4 * w),
+    }
     for b in range(o.depth):
         live = b <= o.tap_block
         key, ours = f'{root}.blocks.{b}', f'{mine}.blocks.{b}' if live else ''

@@ -58,7 +58,9 @@ class Statistics:
             CheckpointError: this dataset has no proprio statistics.
         """
         if self.proprio_q01 is None or self.proprio_q99 is None:
-            raise CheckpointError(f'statistics of {self.name!r} have no proprio q01/q99, but the model reads the arm state')
+            raise CheckpointError(
+                f'statistics of {self.name!r} have no proprio q01/q99, but the model reads the arm state'
+            )
         q01, q99 = self.proprio_q01, self.proprio_q99
         scaled = np.clip(2.0 * (np.asarray(proprio, np.float64) - q01) / (q99 - q01 + 1e-8) - 1.0, -1.0, 1.0)
         return np.where(q99 == q01, 0.0, scaled)

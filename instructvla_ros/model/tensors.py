@@ -113,7 +113,7 @@ def check_names(present: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tup
 
 
 def report(missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
-    """Raise one :class:`CheckpointError` that lists everything, layers folded to ranges; do nothing when all is well."""
+    """Raise one :class:`CheckpointError` that lists everything, layers folded to ranges; nothing when all is well."""
     lines = []
     for title, names in (('missing', list(missing)), ('unexpected', list(unexpected)), ('misshapen', list(misshapen))):
         if names:

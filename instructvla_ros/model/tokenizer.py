@@ -50,7 +50,7 @@ def load_tokenizer(folder: str | Path, queries: int) -> Any:
         raise CheckpointError(f'{file} lacks the control tokens {", ".join(absent)}: not a tokenizer of this VLM')
     names = query_tokens(queries)
     tokenizer.add_tokens([n for n in names if n not in vocabulary])
-    ids = tokenizer.convert_tokens_to_ids(names)
+    ids = [int(tokenizer.convert_tokens_to_ids(n)) for n in names]  # type: ignore[arg-type]
     if ids != list(range(len(tokenizer) - queries, len(tokenizer))):
         raise CheckpointError(
             f'{file}: the {queries} latent queries must be the contiguous tail of the vocabulary, got ids '

@@ -214,10 +214,8 @@ def _training(bundle: Bundle, golden: dict[str, Any]) -> Iterator[Check]:
     for suffix, mask in reversed(MASKS.items()):  # 'bias' last: the stored gradients are its
         model.zero_grad()
         losses = model(batch, mask=mask)
-        yield compare('batch_ce_loss' + suffix, losses.ce.item(), golden['batch_ce_loss' + suffix], TOLERANCES['batch_ce_loss'])
-        yield compare(
-            'batch_total_loss' + suffix, losses.total.item(), golden['batch_total_loss' + suffix], TOLERANCES['batch_total_loss']
-        )
+        for name, value in (('batch_ce_loss', losses.ce), ('batch_total_loss', losses.total)):
+            yield compare(name + suffix, value.item(), golden[name + suffix], TOLERANCES[name])
     losses.total.backward()
     ours = _gradients(model)
     for key in sorted(k for k in golden if k.startswith('grad:')):

@@ -1,0 +1,202 @@
+"""``instructvla checkpoint inspect | convert | verify | choose-mask``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, SetupError
+
+if TYPE_CHECKING:
+    from ..model.choose import Sample
+    from ..model.verify import CaseReport
+
+HELP = 'look into, convert and verify model checkpoints'
+DTYPES = ('float32', 'bfloat16')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs and their options."""
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+    inspect = verbs.add_parser('inspect', help='variant, sizes, datasets and unused tensors of a checkpoint')
+    inspect.add_argument('path', help='folder, released run directory, or hub id')
+    _released_options(inspect)
+    inspect.add_argument('--json', action='store_true', help='machine-readable output')
+
+    convert = verbs.add_parser('convert', help='released run directory -> safetensors, configuration, statistics, card')
+    convert.add_argument('path', help='released run directory, its checkpoints/*.pt, or hub id')
+    convert.add_argument('out', help='folder to write')
+    _released_options(convert)
+    convert.add_argument('--mask', choices=('bias', 'block'), help='expert mask to record (see choose-mask)')
+    convert.add_argument('--dtype', choices=DTYPES, help='number format of the weights; default: as they are')
+    convert.add_argument('--overwrite', action='store_true', help='replace an existing folder')
+
+    verify = verbs.add_parser('verify', help='run golden vectors and compare every array')
+    verify.add_argument('path', help='folder with golden.npz beside a checkpoint, or a folder of such folders')
+    verify.add_argument('--json', action='store_true', help='machine-readable output')
+    verify.add_argument('--engine', choices=('plain', 'fast', 'both'), default='both', help='inference path')
+    verify.add_argument('--no-training', action='store_true', help='leave out losses and gradients')
+
+    choose = verbs.add_parser('choose-mask', help='flow loss under both expert masks: which was the model trained with')
+    choose.add_argument('path', help='checkpoint')
+    choose.add_argument(
+        'samples', help='.npz with views (N, V, H, W, 3) uint8, proprio (N, 8), steps (N, H, 7), instruction (N,)'
+    )
+    _released_options(choose)
+    choose.add_argument('--dataset', default='', help='dataset of the statistics')
+    choose.add_argument('--limit', type=int, default=64, help='samples used (default 64)')
+    choose.add_argument('--seed', type=int, default=0, help='of the noise')
+    choose.add_argument('--json', action='store_true', help='machine-readable output')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen verb; 0 on success, 1 when a verification fails.
+
+    Raises:
+        CheckpointError: the checkpoint is not usable.
+        SetupError: torch or transformers is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as err:
+        raise SetupError(
+            f"{err.name} is missing; install the package with its model extra: pip install '.[model]'"
+        ) from err
+    verbs = {'inspect': _inspect, 'convert': _convert, 'verify': _verify, 'choose-mask': _choose}
+    return verbs[args.verb](args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run without the rest of the command line: ``python -m instructvla_ros.commands.checkpoint``."""
+    parser = argparse.ArgumentParser(prog='instructvla checkpoint', description=HELP)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except (CheckpointError, SetupError) as err:
+        print(f'error: {err}', file=sys.stderr)
+        return 2
+
+
+def _released_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--views', type=int, help='cameras of a released checkpoint; its file does not say (default 1)')
+    parser.add_argument('--tokenizer', help='folder with tokenizer.json of Eagle2-2B, when the run has none')
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ..model.verify import describe
+
+    found = describe(args.path, views=args.views, tokenizer=args.tokenizer)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for key in ('origin', 'revision', 'stage'):
+        print(f'{key:12s} {found[key]}')
+    print(f'{"parameters":12s} {found["parameters"] / 1e6:.2f} M, {", ".join(found["dtypes"])}')
+    for part, count in found['parts'].items():
+        print(f'  {part:26s} {count / 1e6:10.3f} M')
+    print(f'{"datasets":12s} {", ".join(found["datasets"]) or "none"}')
+    for key, value in found['config'].items():
+        print(f'  {key:12s} {value}')
+    if found['unused']:
+        print(f'{len(found["unused"])} kinds of tensors in the file are not used:')
+        for line in found['unused']:
+            print(f'  {line}')
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..model.checkpoint import convert
+
+    dtype = {'float32': torch.float32, 'bfloat16': torch.bfloat16}.get(args.dtype or '')
+    out = convert(
+        args.path,
+        args.out,
+        dtype=dtype,
+        views=args.views,
+        mask=args.mask,
+        tokenizer=args.tokenizer,
+        overwrite=args.overwrite,
+    )
+    size = sum(f.stat().st_size for f in out.rglob('*') if f.is_file())
+    print(f'wrote {out} ({size / 1e9:.3f} GB)')
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..model.verify import golden_cases, verify
+
+    engines = ('plain', 'fast') if args.engine == 'both' else (args.engine,)
+    reports: dict[str, list[CaseReport]] = {engine: [] for engine in engines}
+    for case in golden_cases(args.path):
+        for engine in engines:
+            # The training arrays do not depend on the inference path: once is enough.
+            training = not args.no_training and engine == engines[0]
+            reports[engine].append(verify(case, fast=engine == 'fast', training=training))
+            if not args.json:
+                _print_report(reports[engine][-1], engine)
+    ok = all(r.ok for found in reports.values() for r in found)
+    if args.json:
+        cases = {engine: [r.to_dict() for r in found] for engine, found in reports.items()}
+        print(json.dumps({'ok': ok, 'paths': cases}, indent=1))
+    else:
+        print('all arrays within tolerance' if ok else 'FAILED: see the arrays marked with !')
+    return 0 if ok else 1
+
+
+def _print_report(report: CaseReport, engine: str) -> None:
+    print(f'{report.case} ({engine} path): {"ok" if report.ok else "FAILED"}')
+    for check in report.checks:
+        name = check.array if len(check.array) <= 72 else f'{check.array[:5]}...{check.array[-64:]}'
+        print(f'  {" " if check.ok else "!"} {name:72s} {check.difference:10.3g}  (<= {check.tolerance:.3g})')
+
+
+def _choose(args: argparse.Namespace) -> int:
+    from ..model.checkpoint import load
+    from ..model.choose import choose_mask
+
+    bundle = load(args.path, views=args.views, tokenizer=args.tokenizer)
+    choice = choose_mask(bundle, _samples(Path(args.samples), args.limit), args.dataset, args.seed)
+    if args.json:
+        found: dict[str, Any] = {
+            'losses': dict(choice.losses),
+            'best': choice.best,
+            'margin': choice.margin,
+            'clear': choice.clear,
+            'samples': choice.samples,
+        }
+        print(json.dumps(found, indent=1))
+        return 0
+    for mask, loss in choice.losses.items():
+        print(f'{mask:6s} flow loss {loss:.6f}')
+    verdict = f'use --mask {choice.best}' if choice.clear else 'these samples do not tell; use more'
+    print(f'difference {choice.margin:.1f} standard errors over {choice.samples} samples: {verdict}')
+    return 0
+
+
+def _samples(file: Path, limit: int) -> Iterator[Sample]:
+    import numpy as np
+
+    from ..model.choose import Sample
+
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            arrays = {k: data[k] for k in ('views', 'proprio', 'steps', 'instruction')}
+    except (OSError, ValueError, KeyError) as err:
+        raise CheckpointError(f'{file} is not a sample file with views, proprio, steps, instruction: {err}') from None
+    if len({len(a) for a in arrays.values()}) != 1:
+        raise CheckpointError(f'{file}: the arrays have different lengths')
+    for i in range(min(limit, len(arrays['views']))):
+        yield Sample(tuple(arrays['views'][i]), arrays['proprio'][i], str(arrays['instruction'][i]), arrays['steps'][i])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

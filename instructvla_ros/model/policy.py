@@ -1,0 +1,272 @@
+"""The learned policy: observations to sentences and chunks; owns every piece of inference state."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datatypes import ActionChunk, Observation, Reasoning, ReasoningKind, new_id
+from ..errors import CheckpointError, ConfigError, ObservationError
+from ..geometry import pose_from_xyz_rpy
+from ..settings import Embodiment, PolicySettings
+from .checkpoint import Bundle
+from .checkpoint import load as load_checkpoint
+from .fast import FastPath, Session, merge_adapters
+from .images import dino_pixels, join_views, siglip_pixels
+
+log = logging.getLogger(__name__)
+
+
+def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
+    """Policy with the checkpoint, device and number format of the settings.
+
+    Raises:
+        CheckpointError: the checkpoint is not usable, or needs more cameras than the embodiment has.
+        ConfigError: the device does not exist here.
+    """
+    device, dtype = pick_device(settings.device), settings.dtype
+    number = torch.bfloat16 if dtype == 'bfloat16' or (dtype == 'auto' and device.type == 'cuda') else torch.float32
+    started = time.perf_counter()
+    bundle = load_checkpoint(settings.checkpoint, device=device, dtype=number, mask=settings.mask or None)
+    policy = InstructVLAPolicy(bundle, settings, embodiment)
+    if device.type == 'cuda':
+        policy.warm_up()
+    log.info(
+        'loaded %s (%s) on %s in %s, %.1f s',
+        settings.checkpoint,
+        bundle.revision,
+        device,
+        str(number).removeprefix('torch.'),
+        time.perf_counter() - started,
+    )
+    return policy
+
+
+def pick_device(name: str) -> torch.device:
+    """Device of a settings value; 'auto' takes a GPU when there is one.
+
+    Raises:
+        ConfigError: unknown name, or no such device.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: allowed are 'auto', 'cpu', 'cuda', 'cuda:1', ...") from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'device {name!r}: this machine has {torch.cuda.device_count()} usable GPUs')
+    return device
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One observation as tensors: pixels (1, 3, S, S), views (1, V, 3, S', S'), proprio (1, 8) or None."""
+
+    stamp_ns: int
+    pixels: Tensor
+    views: Tensor
+    proprio: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """A latent with the sentence and instruction it came from."""
+
+    latent: Tensor
+    instruction: str
+    reasoning_id: str
+
+
+class InstructVLAPolicy:
+    """InstructVLA behind the interface of a policy.
+
+    ``think`` and ``infer`` may run at the same time in two threads: they share weights, never buffers. A chunk names
+    the sentence its latent came from. ``reset`` clears everything and makes the noise start over.
+
+    Args:
+        bundle: model, prompts, statistics. settings: periods, steps, seed, dataset. embodiment: cameras, conventions.
+    """
+
+    name = 'instructvla'
+    privileged = False
+
+    def __init__(self, bundle: Bundle, settings: PolicySettings, embodiment: Embodiment) -> None:
+        config = bundle.config
+        self._view_names = tuple(embodiment.views)[: config.views]
+        if len(self._view_names) < config.views:
+            raise CheckpointError(
+                f'the checkpoint sees {config.views} views, the embodiment {embodiment.name} has '
+                f'{len(embodiment.views)} ({", ".join(embodiment.views) or "none"}); add cameras to its views'
+            )
+        self.checkpoint_revision = bundle.revision
+        self.stream: Callable[[str], None] | None = None
+        """Receives the text so far, after every token of ``think``."""
+        self._bundle, self._settings, self._embodiment = bundle, settings, embodiment
+        self._statistics = bundle.dataset(settings.dataset)
+        merge_adapters(bundle.model)
+        self._engine = FastPath(bundle.model)
+        self._lock = threading.Lock()
+        self._epoch = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget sentence, latent and counters; a sentence being generated is cut short."""
+        with self._lock:
+            self._epoch += 1
+            self._thought: _Thought | None = None
+            self._uses = 0
+            self._said: tuple[str, int, Session, str] | None = None
+            self._generator = torch.Generator().manual_seed(self._settings.seed)
+
+    def think(self, observation: Observation) -> Reasoning | None:
+        """Say what to do next; None for a model that acts without words."""
+        if not self._bundle.config.reasons:
+            return None
+        prompt = self._bundle.prompts.reason(observation.instruction)
+        return self._speak(observation, prompt, observation.instruction, ReasoningKind.PLAN)
+
+    def answer(self, observation: Observation, question: str) -> Reasoning:
+        """Answer a question about the image, in the model's words."""
+        prompt = self._bundle.prompts.question(question)
+        return self._speak(observation, prompt, question, ReasoningKind.ANSWER)
+
+    def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
+        """Next steps. The latent is computed anew every ``latent_period`` calls, and for a new instruction."""
+        started = time.perf_counter()
+        with self._lock:
+            epoch, thought, uses = self._epoch, self._thought, self._uses
+            noise = self._bundle.model.noise(1, self._generator)
+        frame = self._frame(observation)
+        stale = thought is None or thought.instruction != observation.instruction
+        if thought is None or stale or uses >= self._settings.latent_period:
+            thought, uses = self._conclude(frame, observation.instruction, reasoning), 0
+        raw = self._engine.chunk(
+            thought.latent, frame.views, frame.proprio, noise, steps=self._settings.euler_steps
+        )
+        steps = self._statistics.unnormalize(self._statistics.finish(raw[0].double().cpu().numpy()))
+        with self._lock:
+            if epoch == self._epoch:
+                self._thought, self._uses = thought, uses + 1
+        latency = time.perf_counter() - started
+        return ActionChunk(
+            id=new_id('chunk'),
+            observation_stamp_ns=observation.stamp_ns,
+            created_stamp_ns=observation.stamp_ns + int(latency * 1e9),
+            step_period=self._settings.step_period,
+            steps=steps[: self._settings.horizon],
+            frame_id=observation.frame_id,
+            reference_pose=pose_from_xyz_rpy(observation.proprio[:6]),
+            delta_frame='tool' if self._embodiment.delta_frame == 'tool' else 'base',
+            rotation='rotvec' if self._embodiment.rotation == 'rotvec' else 'rpy',
+            instruction=observation.instruction,
+            policy=self.name,
+            reasoning_id=thought.reasoning_id,
+            checkpoint_revision=self.checkpoint_revision,
+            model_latency=latency,
+        )
+
+    def warm_up(self) -> None:
+        """Run everything once on black images, so that the first real call is not slower; the state is reset."""
+        size = np.zeros((64, 64, 3), np.uint8)
+        observation = Observation(
+            stamp_ns=0,
+            views={name: size for name in self._view_names},
+            proprio=np.zeros(8),
+            q=np.zeros(0),
+            dq=np.zeros(0),
+            frame_id=self._embodiment.base_frame,
+            instruction='warm up',
+        )
+        log.info('warming up ...')
+        self.infer(observation, self.think(observation))
+        self.infer(observation, None)
+        self.reset()
+
+    def _speak(self, observation: Observation, prompt: np.ndarray, words: str, kind: ReasoningKind) -> Reasoning:
+        started = time.perf_counter()
+        prompts, stream = self._bundle.prompts, self.stream
+        with self._lock:
+            epoch = self._epoch
+        session = self._engine.begin(self._frame(observation).pixels)
+        tokens: list[int] = []
+
+        def heard(token: int) -> None:
+            tokens.append(token)
+            if stream is not None and kind is ReasoningKind.PLAN:
+                stream(prompts.response(tokens))
+
+        ids = torch.from_numpy(prompt)[None].to(self._bundle.model.device)
+        self._engine.sentence(
+            session, ids, end_id=prompts.end_id, on_token=heard, stop=lambda: epoch != self._epoch
+        )
+        reasoning = Reasoning(
+            id=new_id('say'),
+            stamp_ns=observation.stamp_ns,
+            instruction=words,
+            text=prompts.response(tokens),
+            kind=kind,
+            tokens=len(tokens),
+            latency=time.perf_counter() - started,
+            source=self.name,
+        )
+        if kind is ReasoningKind.PLAN:
+            fed = prompts.response(tokens, self._bundle.config.response)
+            with self._lock:
+                if epoch == self._epoch:
+                    self._said = (reasoning.id, observation.stamp_ns, session, fed)
+        return reasoning
+
+    def _conclude(self, frame: _Frame, instruction: str, reasoning: Reasoning | None) -> _Thought:
+        """Latent of this frame; the caches of the sentence are used when it was said about the same frame."""
+        response, reasoning_id, session = None, '', None
+        if (
+            reasoning is not None
+            and reasoning.kind is ReasoningKind.PLAN
+            and reasoning.instruction == instruction
+            and reasoning.text
+        ):
+            response, reasoning_id = reasoning.text, reasoning.id
+            with self._lock:
+                if self._said is not None and self._said[0] == reasoning.id:
+                    _, stamp, said_session, response = self._said
+                    if stamp == frame.stamp_ns and said_session.length:
+                        session = said_session
+                        # One thread at a time writes into a session: it now belongs to this call.
+                        self._said = (reasoning.id, -1, Session(session.images, session.ids[:, :0]), response)
+        ids = torch.from_numpy(self._bundle.prompts.action(instruction, response))[None].to(self._bundle.model.device)
+        latent = self._engine.latent(session or self._engine.begin(frame.pixels), ids)
+        return _Thought(latent, instruction, reasoning_id)
+
+    def _frame(self, observation: Observation) -> _Frame:
+        config, device = self._bundle.config, self._bundle.model.device
+        absent = [n for n in self._view_names if n not in observation.views]
+        if absent:
+            raise ObservationError(
+                f'the observation lacks the views {", ".join(absent)}; it has {", ".join(observation.views) or "none"}'
+            )
+        frames = [observation.views[n] for n in self._view_names]
+        pixels = siglip_pixels(join_views(frames), config.vision.image_size)
+        views = np.stack([dino_pixels(f, config.dino.image_size) for f in frames])
+        proprio = None
+        if config.proprio:
+            normalized = self._statistics.normalize_proprio(observation.proprio).astype(np.float32)
+            proprio = torch.from_numpy(normalized)[None].to(device)
+        return _Frame(
+            observation.stamp_ns,
+            torch.from_numpy(pixels)[None].to(device),
+            torch.from_numpy(views)[None].to(device),
+            proprio,
+        )
+
+    def with_settings(self, **changes: object) -> InstructVLAPolicy:
+        """Same weights with other settings (for measurements of periods and Euler steps)."""
+        return InstructVLAPolicy(self._bundle, dataclasses.replace(self._settings, **changes), self._embodiment)  # type: ignore[arg-type]
