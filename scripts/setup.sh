@@ -11,8 +11,9 @@ cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
 TORCH=${TORCH:-cpu}
-say() { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
-die() { printf '\033[1m[setup] error:\033[0m %s\n' "$*" >&2; exit 1; }
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; else bold= plain=; fi
+say() { echo "${bold}[setup]${plain} $*"; }
+die() { echo "${bold}[setup] error:${plain} $*" >&2; exit 1; }
 
 case $TORCH in cpu | cuda | none) ;; *) die "TORCH=$TORCH is not one of cpu, cuda, none" ;; esac
 
@@ -132,7 +133,10 @@ if [ -d "$target" ]; then
     rm -rf "$target"
   fi
 fi
-if [ ! -d "$target" ]; then
+earlier=
+if [ -d "$target" ]; then
+  earlier=1
+else
   say "making $target with Python $version"
   "$python" -m venv "${system[@]}" "$target"
   echo "$kind" >"$target/instructvla.kind"
@@ -163,6 +167,8 @@ fill() {
   INSTRUCTVLA_MESSAGES=require install --no-build-isolation -e ".[$extras]"
 }
 if ! { fill && works "$target"; }; then
+  # Packages that an interrupted pip left in pieces are the reason that a second run can cure.
+  [ -n "$earlier" ] || die "setup failed; the reason is above"
   say "that did not work; once more from an empty environment"
   rm -rf "$target" build/messages-*
   "$python" -m venv "${system[@]}" "$target"
