@@ -148,7 +148,11 @@ class ChunkPlayer:
                 if chunk.id == newest.id:
                     return (self._refuse(chunk, 'this chunk is being played already'),)
                 if chunk.observation_stamp_ns < newest.observation_stamp_ns:
-                    return (self._refuse(chunk, f'it rests on an older observation than {newest.id}, which is being played'),)
+                    return (
+                        self._refuse(
+                            chunk, f'its observation is older than that of {newest.id}, which is being played'
+                        ),
+                    )
             verdicts: list[Verdict] = []
             base = self._base(chunk, lag, verdicts)
             played = self._ensemble(chunk)

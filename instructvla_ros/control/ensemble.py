@@ -1,7 +1,8 @@
 """Adaptive ensemble of overlapping action chunks (CogACT's, as the InstructVLA evaluation uses it).
 
 For one instant every stored chunk predicts an action p_i. With the newest as reference:
-``c_i = p_i . p_ref / (|p_i| |p_ref| + 1e-7)`` over all 7 dimensions, ``w_i = exp(alpha c_i) / sum``, result ``sum w_i p_i``.
+``c_i = p_i . p_ref / (|p_i| |p_ref| + 1e-7)`` over all 7 dimensions, ``w_i = exp(alpha c_i) / sum``,
+result ``sum w_i p_i``.
 """
 
 from __future__ import annotations
@@ -52,12 +53,10 @@ def ensemble_chunk(chunks: Sequence[ActionChunk], alpha: float) -> ActionChunk:
     """
     newest = chunks[0]
     others = [c for c in chunks[1:] if compatible(c, newest)]
-    shifts = [
-        round((newest.observation_stamp_ns - c.observation_stamp_ns) * 1e-9 / newest.step_period) for c in others
-    ]
+    shifts = [round((newest.observation_stamp_ns - c.observation_stamp_ns) * 1e-9 / newest.step_period) for c in others]
     steps = np.empty(newest.steps.shape)
     for k, step in enumerate(newest.steps):
         rows = [step]
-        rows += [c.steps[k + s] for c, s in zip(others, shifts) if 0 <= k + s < c.horizon]
+        rows += [c.steps[k + s] for c, s in zip(others, shifts, strict=True) if 0 <= k + s < c.horizon]
         steps[k] = ensemble_step(rows, alpha)
     return replace(newest, steps=steps)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pinocchio as pin
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from pink import Configuration, solve_ik
 from pink.exceptions import NoSolutionFound
 from pink.limits import Limit
@@ -35,6 +35,7 @@ BRAKING_SHARE = 0.5  # share of the acceleration limit counted on for braking be
 PROGRESS = 2e-3  # m per rad: a step has to bring the tcp at least this much closer
 SOLVE_PERIOD = 0.1  # s: displacement per iteration of solve() is what the velocity limits allow in this time
 SOLVE_ITERATIONS = 300
+_EYE = np.eye(3)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class _Box(Limit):  # type: ignore[misc]
         self.lower, self.upper, self.velocity = lower, upper, velocity
         self.braking = BRAKING_SHARE * acceleration
         self.matrix = np.vstack([np.eye(len(lower)), -np.eye(len(lower))])
+        self.bound = np.zeros(2 * len(lower))  # of the last problem
         self.free = np.zeros(2 * len(lower), dtype=bool)  # True where velocity is what binds
 
     def compute_qp_inequalities(self, configuration: Configuration, dt: float) -> tuple[Array, Array]:
@@ -75,9 +77,10 @@ class _Box(Limit):  # type: ignore[misc]
         # Discrete form of sqrt(2 a x): after this step the joint still has to stop within what is left.
         approach = braking * dt * (np.sqrt(dt * dt + 2.0 * room / braking) - dt)
         speed = np.concatenate([self.velocity, self.velocity]) * dt
-        bound = np.minimum(np.minimum(approach, room), speed)
-        self.free = speed <= np.minimum(approach, room)
-        return self.matrix, bound
+        np.minimum(approach, room, out=room)
+        self.free = speed <= room
+        self.bound = np.minimum(room, speed)
+        return self.matrix, self.bound
 
 
 class Kinematics:
@@ -147,7 +150,7 @@ class Kinematics:
             )
         frame = full.frames[full.getFrameId(name)]
         if frame.parentJoint != 0:
-            raise SetupError(f'base_frame {name!r} moves with a joint; it has to be fixed to the root of the description')
+            raise SetupError(f'base_frame {name!r} moves with a joint; it has to be fixed to the root')
         return frame.placement
 
     def limited(self, lower: ArrayLike, upper: ArrayLike, velocity: ArrayLike) -> Kinematics:
@@ -201,8 +204,7 @@ class Kinematics:
         delta = velocity * dt
         if not np.all(np.isfinite(delta)):
             delta = np.zeros(self.n)
-        bound = self._box.compute_qp_inequalities(configuration, dt)[1]
-        active = np.concatenate([delta, -delta]) >= bound - 1e-9
+        active = np.concatenate([delta, -delta]) >= self._box.bound - 1e-9
         small = ROTATION_WEIGHT * ROTATION_TOLERANCE
         stalled = True
         moved = inside
@@ -256,7 +258,7 @@ class Kinematics:
         if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
             raise KinematicsError(f'a target pose must be a finite (4, 4) matrix, got {matrix!r}')
         rotation = matrix[:3, :3]
-        if np.max(np.abs(rotation.T @ rotation - np.eye(3))) > 1e-4 or rotation[0] @ np.cross(rotation[1], rotation[2]) < 0:
+        if np.abs(rotation.T @ rotation - _EYE).max() > 1e-4 or np.linalg.det(rotation) < 0.0:
             raise KinematicsError(f'a target pose must hold a rotation matrix, got {rotation.tolist()}')
         goal = pin.SE3(rotation, matrix[:3, 3])
         return goal if self._identity_base else self.base * goal
@@ -277,7 +279,7 @@ class Kinematics:
             return 1e-12
         return float((SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2)
 
-    def _cause(self, active: Array, damping: float, stalled: bool) -> str:
+    def _cause(self, active: NDArray[np.bool_], damping: float, stalled: bool) -> str:
         joints = self.embodiment.arm_joints
         position = [joints[k % self.n] for k in np.flatnonzero(active & ~self._box.free)]
         if position:

@@ -12,7 +12,7 @@ from ..geometry import Array, integrate
 
 
 def fade(s: float, offset: Array, slope: Array) -> Array:
-    """Cubic that leaves ``offset`` with derivative ``slope`` (both per unit of s) at s = 0 and ends at rest in 0 at s = 1."""
+    """Cubic from ``offset`` with derivative ``slope`` (per unit of s) at s = 0 to rest in 0 at s = 1."""
     if s >= 1.0:
         return np.zeros(len(offset))
     rest = 1.0 - s
@@ -40,7 +40,7 @@ class Path:
 
     @classmethod
     def of_chunk(cls, chunk: ActionChunk, base: Array, lower: Array, upper: Array) -> Path:
-        """Path of the chunk's deltas from pose ``base`` (4, 4), knots clipped to the box ``lower``, ``upper`` (3,) [m]."""
+        """Path of the chunk's deltas from pose ``base`` (4, 4), knots clipped to a box (3,) [m]."""
         poses = np.concatenate([base[None], integrate(base, chunk.steps, chunk.delta_frame, chunk.rotation)])
         positions = poses[:, :3, 3].copy()
         positions[1:] = np.clip(positions[1:], lower, upper)

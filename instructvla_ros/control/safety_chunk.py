@@ -63,7 +63,8 @@ def _finite(chunk: ActionChunk) -> Verdict | None:
         return _refuse(chunk, 'step_range', 'steps', largest, MAX_NUMBER, '', text)
     pose = np.asarray(chunk.reference_pose)
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        return _refuse(chunk, 'finite', 'reference_pose', np.nan, 0.0, '', 'the reference pose is not a finite 4x4 matrix')
+        text = 'the reference pose is not a finite 4x4 matrix'
+        return _refuse(chunk, 'finite', 'reference_pose', np.nan, 0.0, '', text)
     rotation = pose[:3, :3]
     defect = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
     if defect > 1e-3 or rotation[0] @ _cross(rotation[1], rotation[2]) < 0.0:
@@ -104,7 +105,7 @@ def _stamps(chunk: ActionChunk, now_ns: int, bounds: Bounds) -> Verdict | None:
         text = f'the chunk rests on an observation {observed:.3f} s old; allowed is {safety.max_observation_age} s'
         return _refuse(chunk, 'observation_age', 'observation', observed, safety.max_observation_age, 's', text)
     if observed >= chunk.duration:
-        text = f'all {chunk.horizon} steps ({chunk.duration:.3f} s) had elapsed when the chunk came, {observed:.3f} s after its observation'
+        text = f'all {chunk.horizon} steps ({chunk.duration:.3f} s) had elapsed, {observed:.3f} s after the observation'
         return _refuse(chunk, 'chunk_expired', 'observation', observed, chunk.duration, 's', text)
     return None
 
@@ -139,9 +140,10 @@ def _scale_steps(chunk: ActionChunk, bounds: Bounds) -> tuple[Array, list[Verdic
         angles = np.sqrt((vectors**2).sum(axis=1))
         if (angles > limit).any():
             k = int(np.argmax(angles))
-            text = f'{int((angles > limit).sum())} steps turn further than {limit} rad; worst: step {k} with {angles[k]:.4g} rad'
+            over, worst = int((angles > limit).sum()), float(angles[k])
+            text = f'{over} steps turn further than {limit} rad; worst: step {k} with {worst:.4g} rad'
             verdicts.append(
-                Verdict('step_rotation', VerdictAction.SCALED, f'step {k}', float(angles[k]), limit, 'rad', text, chunk.id)
+                Verdict('step_rotation', VerdictAction.SCALED, f'step {k}', worst, limit, 'rad', text, chunk.id)
             )
             vectors = vectors * np.minimum(1.0, limit / np.maximum(angles, 1e-300))[:, None]
             steps = steps.copy()

@@ -218,7 +218,8 @@ class TimeLaw:
             if max(below[k], above[k]) > POSITION_EPS:
                 value, limit = (low[k], b.lower[k]) if below[k] > above[k] else (high[k], b.upper[k])
                 text = f'{b.joints[k]} could not stop before {limit:.4f} rad (would reach {value:.4f} rad); braking'
-                return Verdict('joint_position', VerdictAction.HELD, b.joints[k], float(value), float(limit), 'rad', text)
+                numbers = float(value), float(limit)
+                return Verdict('joint_position', VerdictAction.HELD, b.joints[k], *numbers, 'rad', text)
         if self.position is not None:
             excess, axis, value, limit = self._outside_box(proposal, plan)
             if excess > BOX_TOLERANCE:
@@ -266,6 +267,7 @@ class TimeLaw:
         if abs(asked) > b.acceleration[k]:
             rule, value, limit, unit = 'joint_acceleration', asked, float(b.acceleration[k]), 'rad/s^2'
         else:
-            rule, value, limit, unit = 'joint_jerk', float((asked - state.ddq[k]) / b.period), float(b.jerk[k]), 'rad/s^3'
+            asked = float((asked - state.ddq[k]) / b.period)
+            rule, value, limit, unit = 'joint_jerk', asked, float(b.jerk[k]), 'rad/s^3'
         text = f'{joint} follows {lag[k]:.4f} rad behind: asked {value:.3g} {unit}, allowed {limit:.3g} {unit}'
         verdicts.append(Verdict(rule, VerdictAction.SCALED, joint, value, limit, unit, text))

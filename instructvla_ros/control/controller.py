@@ -1,0 +1,353 @@
+"""The ROS-free heart of controller_node: chunks in, one joint command per period out.
+
+Owns the mode, the start ramp, the stop latch and the anchor (where the command starts); the ladder itself is in
+``safety``, what a chunk asks for in ``chunk_player``. Thread-safe: chunks and services may come from other threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import numpy as np
+
+from ..datatypes import ActionChunk, JointCommand, RobotState, Verdict, VerdictAction
+from ..geometry import Array
+from ..settings import Control, Embodiment
+from .bounds import Bounds
+from .chunk_player import ChunkPlayer, Sample
+from .direct import Backend, DirectBackend
+from .gripper import GripperSwitch
+from .kinematics import Kinematics
+from .lag import LagEstimator
+from .safety import Motion, halt, move
+from .safety_chunk import check_chunk
+from .safety_motion import check_state, check_tracking
+from .time_law import MotionState, TimeLaw
+
+HORIZON_PERIODS = 2.0  # a command is to be reached this many periods after its stamp
+ANCHOR_SPEED = 0.2  # rad/s: above this a measured arm is not taken as the start of a command
+MIN_RAMP = 0.05  # share of the speed bounds at the first command
+
+
+class Mode(IntEnum):
+    """Same numbers as ControllerState.msg."""
+
+    DISABLED = 0
+    HOLDING = 1
+    TRACKING = 2
+    DECELERATING = 3
+    STOPPED = 4
+
+
+@dataclass(frozen=True)
+class ControllerOutput:
+    """Result of one period.
+
+    Attributes:
+        command: to send, or None: send nothing. commanded_pose, measured_pose: tcp (4, 4) in the base frame [m];
+            identity before the first joint state.
+        gripper: commanded openness 0 or 1. gripper_changed: a gripper command is due now.
+        mode, chunk_id, reasoning_id, step_index (-1: none), observation_stamp_ns (0: none): what is being played.
+        q, dq: commanded (n,) [rad], [rad/s], also in dry-run; None before the first joint state.
+        verdicts: what the ladder refused, scaled, clipped or held since the previous period.
+    """
+
+    command: JointCommand | None
+    commanded_pose: Array
+    measured_pose: Array
+    gripper: float
+    gripper_changed: bool
+    mode: Mode
+    chunk_id: str = ''
+    reasoning_id: str = ''
+    step_index: int = -1
+    observation_stamp_ns: int = 0
+    verdicts: tuple[Verdict, ...] = ()
+    q: Array | None = None
+    dq: Array | None = None
+
+
+class Controller:
+    """See the module. ``tick`` every ``1 / control.rate`` seconds, ``on_chunk`` for each chunk.
+
+    Args:
+        embodiment, control: configuration. kinematics: to share. backend: instead of ``direct``.
+
+    Raises:
+        ConfigError, SetupError: the settings leave no room, or the robot description lacks something.
+    """
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        control: Control,
+        kinematics: Kinematics | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        self.embodiment, self.control = embodiment, control
+        self.bounds = Bounds.from_settings(embodiment, control)
+        self.backend: Backend = backend or DirectBackend(embodiment, self.bounds, kinematics)
+        self.law = TimeLaw(self.bounds, self.backend.position, self.backend.collision)
+        self.player = ChunkPlayer(control, self.bounds)
+        self.lag = LagEstimator(control.tracking_lag, control.estimate_lag)
+        self._gripper = GripperSwitch(embodiment.gripper)
+        self._gripper_due = False
+        self._lock = threading.RLock()
+        self._enabled = control.start_enabled
+        self._dry_run = control.dry_run
+        self._latch = ''
+        self._driving = False  # commands are sent: from enable until disabled and at rest
+        self._motion: Motion | None = None
+        self._measured: RobotState | None = None
+        self._measured_pose = np.eye(4)
+        self._pose = np.eye(4)  # commanded
+        self._output: ControllerOutput | None = None
+        self._last_ns: int | None = None
+        self._ramp_ns: int | None = None
+        self._blocked = ''  # why no chunk is taken at the moment
+        self._pending: list[Verdict] = []
+
+    @property
+    def dry_run(self) -> bool:
+        """Everything is computed, nothing is sent. Setting it makes the command start at the measured position."""
+        return self._dry_run
+
+    @dry_run.setter
+    def dry_run(self, on: bool) -> None:
+        with self._lock:
+            if on != self._dry_run:
+                self._dry_run = on
+                self._driving = False
+                self._unanchor()
+
+    @property
+    def enabled(self) -> bool:
+        """Chunks may move the arm."""
+        return self._enabled
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the stop latch is set, '' when it is not."""
+        return self._latch
+
+    def enable(self, on: bool) -> str:
+        """Switch on (from the measured position, with a ramp) or off (brake, then release). '' or why not."""
+        with self._lock:
+            if on and self._latch:
+                return f'the stop latch is set ({self._latch}); call reset first'
+            if on and not self._enabled:
+                self._unanchor()
+            self._enabled = on
+            return ''
+
+    def stop(self, reason: str) -> None:
+        """Set the stop latch: brake within the limits and hold. Only :meth:`reset` clears it."""
+        with self._lock:
+            self._latch = reason or 'stop'
+            text = f'stopped: {self._latch}'
+            self._pending.append(Verdict('stop_latch', VerdictAction.HELD, 'arm', text=text))
+
+    def reset(self) -> str:
+        """Clear the stop latch; the controller is then disabled. Returns '' or why not."""
+        with self._lock:
+            if not self._latch:
+                return 'the stop latch is not set'
+            if self._motion is not None and not self._motion.joints.resting:
+                return 'the arm is still braking; try again when it is at rest'
+            self._latch = ''
+            self._enabled = False
+            return ''
+
+    def on_chunk(self, chunk: ActionChunk, now_ns: int) -> list[Verdict]:
+        """Admit a chunk or refuse it by name (a REFUSED verdict); the verdicts also appear in the next output."""
+        with self._lock:
+            verdicts = list(self._admit(chunk, now_ns))
+            self._pending += verdicts
+            return verdicts
+
+    def _admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
+        def refused(rule: str, text: str) -> tuple[Verdict, ...]:
+            return (Verdict(rule, VerdictAction.REFUSED, 'chunk', text=text, chunk_id=chunk.id),)
+
+        if self._latch:
+            return refused('stop_latch', f'the stop latch is set ({self._latch}); call reset, then enable')
+        if not self._enabled:
+            return refused('disabled', 'the controller is not enabled')
+        if self._motion is None:
+            return refused('joint_state', 'the arm has no starting point yet: no usable joint state, or it still moves')
+        if self._blocked:
+            return refused(self._blocked, f'no chunk is taken while {self._blocked} holds the arm')
+        checked, verdicts = check_chunk(chunk, now_ns, self.bounds)
+        if checked is None:
+            return verdicts
+        return (*verdicts, *self.player.admit(checked, now_ns, self.lag.value))
+
+    def tick(self, now_ns: int, state: RobotState | None) -> ControllerOutput:
+        """One period.
+
+        Args:
+            now_ns: the clock that stamps chunks and joint states [ns]. A clock that stands still (paused simulator)
+                advances nothing; one that runs backwards or leaps makes the command start at the measured position.
+            state: newest joint state; absent, stale or broken ones make the arm brake and hold.
+        """
+        with self._lock:
+            elapsed = None if self._last_ns is None else (now_ns - self._last_ns) * 1e-9
+            if self._output is not None and elapsed is not None and 0.0 <= elapsed < 0.5 * self.bounds.period:
+                mode = Mode.STOPPED if self._latch else self._output.mode
+                return replace(self._output, command=None, gripper_changed=False, verdicts=(), mode=mode)
+            verdicts, self._pending = self._pending, []
+            self._last_ns = now_ns
+            self._check_clock(elapsed, verdicts)
+            fresh = self._take_state(state, now_ns, verdicts)
+            if self._motion is None and not self._anchor(fresh, now_ns, verdicts):
+                return self._compose(None, verdicts, now_ns)
+            sample = self._advance(now_ns, fresh, verdicts)
+            return self._compose(sample, verdicts, now_ns)
+
+    def _unanchor(self) -> None:
+        """Forget the commanded motion; the next fresh joint state becomes its start."""
+        self._motion = None
+        self._ramp_ns = None
+        self._blocked = ''
+        self.lag.restart()
+        self.player.stop(self._measured_pose)
+
+    def _check_clock(self, elapsed: float | None, verdicts: list[Verdict]) -> None:
+        if elapsed is None or 0.0 <= elapsed <= self.bounds.safety.stop_time:
+            return
+        if elapsed < 0.0:
+            text = f'the clock went back by {-elapsed:.3f} s; starting again at the measured position'
+            verdicts.append(Verdict('clock', VerdictAction.HELD, 'now', elapsed, 0.0, 's', text))
+            self._measured = None
+        else:
+            limit = self.bounds.safety.stop_time
+            text = f'{elapsed:.3f} s passed since the last period; starting again at the measured position'
+            verdicts.append(Verdict('loop_period', VerdictAction.HELD, 'now', elapsed, limit, 's', text))
+        self._unanchor()
+
+    def _take_state(self, state: RobotState | None, now_ns: int, verdicts: list[Verdict]) -> RobotState | None:
+        """The joint state to act on: this one, or the last good one while it is young enough."""
+        fault = check_state(state, now_ns, self.bounds)
+        if fault is None and state is not None:
+            self._measured = state
+            self._measured_pose = self.backend.forward(state.q)
+            if self._motion is not None and not self._dry_run:
+                self.lag.measure(state.stamp_ns, state.q)
+            return state
+        if fault is not None:
+            verdicts.append(fault)
+        if self._measured is not None and check_state(self._measured, now_ns, self.bounds) is None:
+            return self._measured
+        return None
+
+    def _anchor(self, fresh: RobotState | None, now_ns: int, verdicts: list[Verdict]) -> bool:
+        """Start the commanded motion at the measured position; False when that is not possible yet."""
+        if fresh is None:
+            return False
+        speed = np.abs(fresh.dq)
+        k = int(np.argmax(speed))
+        if speed[k] > ANCHOR_SPEED:
+            joint = self.bounds.joints[k]
+            text = f'{joint} still moves at {speed[k]:.3f} rad/s; waiting for the arm to rest before taking it over'
+            verdicts.append(Verdict('anchor', VerdictAction.HELD, joint, float(speed[k]), ANCHOR_SPEED, 'rad/s', text))
+            return False
+        pose = self.backend.forward(fresh.q)
+        self._motion = Motion(MotionState.at_rest(fresh.q), pose)
+        self._pose = pose
+        self.backend.reset(fresh.q)
+        self.player.reset(pose, now_ns)
+        self.lag.restart()
+        if not self._driving:
+            self._gripper.reset(fresh.gripper)
+        return True
+
+    def _advance(self, now_ns: int, fresh: RobotState | None, verdicts: list[Verdict]) -> Sample | None:
+        assert self._motion is not None
+        active = self._enabled and not self._latch
+        self._driving = self._driving or active
+        self._blocked = ''
+        if fresh is None:
+            self._blocked = 'joint_state'
+        elif self._driving and not self._dry_run:
+            error = check_tracking(self._motion.joints.q, fresh.q, self.bounds)
+            if error is not None:
+                verdicts.append(error)
+                self._blocked = 'tracking_error'
+        playing = self.player.active
+        sample = self.player.sample(now_ns) if active and not self._blocked else None
+        if sample is None:
+            self._halt(now_ns, playing, active, fresh, verdicts)
+            return None
+        if self._ramp_ns is None:
+            self._ramp_ns = now_ns
+        ramp = self.control.ramp_time
+        share = 1.0 if ramp <= 0.0 else min(1.0, max(MIN_RAMP, (now_ns - self._ramp_ns) * 1e-9 / ramp))
+        self._motion, changes = move(self._motion, sample.pose, self.law, self.backend, share, sample.chunk.id)
+        verdicts += changes
+        self._gripper_due = self._gripper.update(sample.gripper) or self._gripper_due
+        self._record(now_ns)
+        return sample
+
+    def _halt(
+        self, now_ns: int, playing: bool, active: bool, fresh: RobotState | None, verdicts: list[Verdict]
+    ) -> None:
+        assert self._motion is not None
+        if playing and active and not self._blocked:
+            speed = float(np.abs(self._motion.joints.dq).max())
+            text = f'no fresh chunk: braking from {speed:.3f} rad/s and holding'
+            verdicts.append(Verdict('dead_man', VerdictAction.HELD, 'chunk', speed, 0.0, 'rad/s', text))
+        self._motion = halt(self._motion, self.law, self.backend)
+        self.player.stop(self._motion.target)
+        self._record(now_ns)
+        if self._enabled or not self._motion.joints.resting:
+            return
+        self._driving = self._driving and bool(self._latch)
+        if fresh is not None and not self._driving:
+            self._motion = None  # released: follow the measured arm
+            self._anchor(fresh, now_ns, [])
+
+    def _record(self, now_ns: int) -> None:
+        assert self._motion is not None
+        joints = self._motion.joints
+        self._pose = self.backend.forward(joints.q)
+        self.player.record(now_ns, self._pose)
+        self.lag.command(now_ns, joints.q, joints.dq)
+
+    def _mode(self, sample: Sample | None) -> Mode:
+        if self._latch:
+            return Mode.STOPPED
+        if not self._enabled:
+            return Mode.DISABLED
+        if sample is not None:
+            return Mode.TRACKING
+        if self._motion is not None and not self._motion.joints.resting:
+            return Mode.DECELERATING
+        return Mode.HOLDING
+
+    def _compose(self, sample: Sample | None, verdicts: list[Verdict], now_ns: int) -> ControllerOutput:
+        joints = self._motion.joints if self._motion is not None else None
+        command = None
+        if joints is not None and self._driving and not self._dry_run:
+            horizon = HORIZON_PERIODS * self.bounds.period
+            command = JointCommand(now_ns, joints.q, joints.dq, self._gripper.value, horizon, joints.ddq)
+        changed = self._gripper_due and not self._dry_run
+        self._gripper_due = False
+        chunk = sample.chunk if sample is not None else None
+        self._output = ControllerOutput(
+            command=command,
+            commanded_pose=self._pose if joints is not None else self._measured_pose,
+            measured_pose=self._measured_pose,
+            gripper=self._gripper.value,
+            gripper_changed=changed,
+            mode=self._mode(sample),
+            chunk_id=chunk.id if chunk else '',
+            reasoning_id=chunk.reasoning_id if chunk else '',
+            step_index=sample.step_index if sample else -1,
+            observation_stamp_ns=chunk.observation_stamp_ns if chunk else 0,
+            verdicts=tuple(verdicts),
+            q=joints.q if joints is not None else None,
+            dq=joints.dq if joints is not None else None,
+        )
+        return self._output
