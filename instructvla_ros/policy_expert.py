@@ -1,4 +1,4 @@
-"""The scripted expert of the simulator behind the interface of a policy, for demonstrations and for proving the path."""
+"""The scripted expert of the simulator behind the interface of a policy: for demonstrations, and to prove the path."""
 
 from __future__ import annotations
 

@@ -1,0 +1,266 @@
+"""The real graph under test: simulator, controller and policy as processes, and a witness that watches and disturbs.
+
+Cameras and joint states reach controller and policy through the witness, which can cut each of them. The joint states
+it judges motion by come straight from the simulator.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+import yaml
+from rclpy.action import ActionClient
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import Image, JointState
+from std_srvs.srv import SetBool, Trigger
+
+from instructvla_ros import config, resources
+from instructvla_ros.action import ExecuteInstruction
+from instructvla_ros.graph import Graph, NodeSpec, node
+from instructvla_ros.msg import ActionChunk, ControllerState, SimState
+from instructvla_ros.nodes import qos
+from instructvla_ros.settings import Embodiment
+from instructvla_ros.srv import ResetWorld
+
+EMBODIMENT = config.load(Embodiment, resources.config_file('franka.yaml'))
+JOINT_STATES = EMBODIMENT.topics.joint_states
+CAMERAS = {name: view.topic for name, view in EMBODIMENT.views.items()}
+AT_REST = 0.02  # largest joint speed that counts as rest [rad/s]
+
+
+def eventually(condition: Callable[[], Any], timeout: float = 10.0, what: str = '') -> Any:
+    """Value of ``condition`` as soon as it is true; fails the test after ``timeout`` [s]."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f'not within {timeout} s: {what}')
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Largest joint speed [rad/s] and positions [rad] of one joint state, at its arrival [s, monotonic]."""
+
+    at: float
+    speed: float
+    q: np.ndarray
+
+
+class Witness(Node):
+    """Hears everything, relays the sensors, and calls services. Every method may be called from the test's thread."""
+
+    def __init__(self) -> None:
+        super().__init__('witness', namespace='/instructvla')
+        self.cut: set[str] = set()
+        self.motion: deque[Moment] = deque(maxlen=6000)
+        self.chunks: deque[tuple[float, ActionChunk]] = deque(maxlen=500)
+        self.states: deque[tuple[float, ControllerState]] = deque(maxlen=6000)
+        self.refusals: dict[str, set[str]] = {}
+        self.heard: dict[str, float] = {}
+        self.scene: SimState | None = None
+        self._order = [*EMBODIMENT.arm_joints]
+        for topic in (*CAMERAS.values(), JOINT_STATES):
+            self._relay(JointState if topic == JOINT_STATES else Image, topic)
+        group = MutuallyExclusiveCallbackGroup()
+
+        def listen(kind: Any, topic: str, callback: Callable[[Any], None], profile: Any) -> None:
+            self.create_subscription(kind, topic, callback, profile, callback_group=group)
+
+        listen(JointState, JOINT_STATES, self._on_joints, qos.SENSOR)
+        listen(SimState, '/sim/state', lambda m: setattr(self, 'scene', m), qos.SENSOR)
+        listen(ActionChunk, 'action_chunk', lambda m: self.chunks.append((time.monotonic(), m)), qos.CHUNK)
+        listen(ControllerState, 'controller_state', self._on_state, qos.EVENT)
+        self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK)
+        self.action = ActionClient(self, ExecuteInstruction, 'execute')
+        self._services: dict[str, Any] = {
+            name: self.create_client(kind, name)
+            for name, kind in (
+                ('enable', SetBool), ('stop', Trigger), ('reset', Trigger), ('dry_run', SetBool),
+                ('/sim/reset', ResetWorld),
+            )
+        }
+
+    def _relay(self, kind: Any, topic: str) -> None:
+        publisher = self.create_publisher(kind, f'/relay{topic}', qos.SENSOR_PUBLISHER)
+
+        def forward(data: bytes) -> None:
+            self.heard[topic] = time.monotonic()
+            if topic not in self.cut:
+                publisher.publish(data)
+
+        self.create_subscription(kind, topic, forward, qos.SENSOR, raw=True)
+
+    def _on_joints(self, message: JointState) -> None:
+        where = [message.name.index(name) for name in self._order]
+        speed = max(abs(message.velocity[k]) for k in where)
+        self.motion.append(Moment(time.monotonic(), speed, np.array([message.position[k] for k in where])))
+
+    def _on_state(self, message: ControllerState) -> None:
+        self.states.append((time.monotonic(), message))
+        for verdict in message.verdicts:
+            if verdict.action == verdict.REFUSED:
+                self.refusals.setdefault(verdict.chunk_id, set()).add(verdict.rule)
+
+    def call(self, name: str, timeout: float = 10.0, **fields: Any) -> Any:
+        """Response of a service."""
+        client = self._services[name]
+        assert client.wait_for_service(timeout_sec=timeout), f'no service {name}'
+        future = client.call_async(client.srv_type.Request(**fields))
+        eventually(future.done, timeout, f'answer of {name}')
+        return future.result()
+
+    @property
+    def mode(self) -> int:
+        """Mode of the newest controller state."""
+        return int(self.states[-1][1].mode) if self.states else -1
+
+    def fresh(self, since: float) -> bool:
+        """Whether simulator, cameras and controller have all been heard after ``since``."""
+        topics = (*CAMERAS.values(), JOINT_STATES)
+        return all(self.heard.get(t, 0.0) > since for t in topics) and bool(self.states) and self.states[-1][0] > since
+
+    def moving(self) -> bool:
+        """The arm moves now."""
+        return bool(self.motion) and self.motion[-1].speed > 0.1
+
+    def rest_after(self, since: float, timeout: float = 4.0) -> float:
+        """Seconds from ``since`` until the arm was at rest for good (watched for another 0.4 s)."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            moved = [m.at for m in self.motion if m.at > since and m.speed > AT_REST]
+            last = moved[-1] if moved else since
+            if self.motion and self.motion[-1].at > last + 0.4:
+                return last - since
+            time.sleep(0.02)
+        raise AssertionError(f'the arm still moves {timeout} s later, {self.motion[-1].speed:.3f} rad/s')
+
+    def travel(self, since: float) -> float:
+        """Largest joint displacement after ``since`` [rad]."""
+        seen = [m.q for m in self.motion if m.at >= since]
+        return float(np.ptp(np.array(seen), axis=0).max()) if seen else 0.0
+
+
+class Goal:
+    """A goal that runs, and its result."""
+
+    def __init__(self, witness: Witness, instruction: str, duration: float = 30.0) -> None:
+        assert witness.action.wait_for_server(timeout_sec=15.0), 'no action server'
+        request = ExecuteInstruction.Goal(instruction=instruction, max_duration=duration)
+        sent = witness.action.send_goal_async(request)
+        eventually(sent.done, 5.0, 'goal response')
+        self.handle = sent.result()
+        assert self.handle.accepted
+        self._result = self.handle.get_result_async()
+
+    def cancel(self) -> Any:
+        """Cancel and return the result."""
+        self.handle.cancel_goal_async()
+        return self.result()
+
+    def result(self, timeout: float = 10.0) -> Any:
+        """Result message, once there is one."""
+        eventually(self._result.done, timeout, 'result of the goal')
+        return self._result.result().result
+
+
+class Cell:
+    """Simulator, controller and policy with a witness between them. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        sim = yaml.safe_load(resources.config_file('sim.yaml').read_text(encoding='utf-8'))
+        for camera in sim['cameras']:
+            camera.update(width=160, height=120)  # two cores are shared with other tests
+        file = folder / 'sim.yaml'
+        file.write_text(yaml.safe_dump(sim), encoding='utf-8')
+        relayed = ['--ros-args']
+        for topic in (*CAMERAS.values(), JOINT_STATES):
+            relayed += ['-r', f'{topic}:=/relay{topic}']
+        relayed.append('--')
+        policy = {'policy': 'expert', 'input_timeout': 1.0}
+        self.graph = Graph(
+            [
+                node('sim_node', {'config': str(file), 'task': 'put', 'seed': 3}),
+                NodeSpec('controller_node', 'instructvla_ros.nodes.controller_node', {}, relayed),
+                NodeSpec('policy_node', 'instructvla_ros.nodes.policy_node', policy, relayed),
+            ],
+            folder / 'logs',
+        )
+
+    def __enter__(self) -> Cell:
+        self.graph.__enter__()
+        try:
+            rclpy.init()
+            self.witness = Witness()
+            self._executor = SingleThreadedExecutor()
+            self._executor.add_node(self.witness)
+            self._thread = threading.Thread(target=self._spin, daemon=True)
+            self._thread.start()
+            self.wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if rclpy.ok():
+            self._executor.shutdown(timeout_sec=2.0)
+            self._thread.join(timeout=2.0)
+            self.witness.destroy_node()
+            rclpy.try_shutdown()
+        self.graph.stop()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass  # the context ended first
+
+    def wait_ready(self, since: float | None = None) -> None:
+        """Wait until every process has been heard after ``since``."""
+        start = time.monotonic() if since is None else since
+
+        def ready() -> bool:
+            self.graph.check()
+            return self.witness.fresh(start)
+
+        eventually(ready, 40.0, f'graph; heard {self.witness.heard}, mode {self.witness.mode}')
+        assert self.witness.action.wait_for_server(timeout_sec=20.0), 'no action server'
+
+    def kill(self, name: str) -> float:
+        """SIGKILL a process; returns when [s, monotonic]."""
+        os.kill(self.graph.pid(name), signal.SIGKILL)
+        return time.monotonic()
+
+    def start(self, moving: bool = True) -> Goal:
+        """Fresh episode, controller on, goal sent; returns while the arm moves."""
+        witness = self.witness
+        witness.cut.clear()
+        assert witness.call('enable', data=False).success
+        answer = witness.call('/sim/reset', task='put', seed=3)
+        assert answer.success, answer.message
+        eventually(lambda: witness.scene and witness.scene.episode == answer.episode, 5.0, 'the new episode')
+        time.sleep(0.1)
+        witness.call('reset')
+        self.enable()
+        goal = Goal(witness, answer.instruction)
+        if moving:
+            eventually(witness.moving, 10.0, f'motion; mode {witness.mode}, refused {witness.refusals}')
+        return goal
+
+    def enable(self) -> None:
+        """Switch the controller on; it refuses until it has seen joint states."""
+        eventually(lambda: self.witness.call('enable', data=True).success, 5.0, 'enable')

@@ -1,0 +1,191 @@
+"""Faults on the real graph: whatever breaks, the arm comes to rest, says why, and goes on only when told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from graph import CAMERAS, JOINT_STATES, Cell, Goal, eventually
+
+from instructvla_ros.action import ExecuteInstruction
+from instructvla_ros.msg import ActionChunk, ControllerState
+from instructvla_ros.nodes.convert import stamp_from_msg, stamp_to_msg
+
+Result = ExecuteInstruction.Result
+STOP_TIME = 0.3  # s: within which a stopped arm is at rest
+SLACK = 0.06  # s: messages on their way, and a loaded machine
+
+
+@pytest.fixture(scope='module')
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cell]:
+    with Cell(tmp_path_factory.mktemp('cell')) as made:
+        yield made
+
+
+def run_out(cell: Cell) -> float:
+    """When the newest chunk of the policy has played to its end [s, monotonic]."""
+    arrived, chunk = cell.witness.chunks[-1]
+    age = (stamp_from_msg(chunk.header.stamp) - stamp_from_msg(chunk.observation_stamp)) * 1e-9
+    return arrived - age + chunk.horizon * chunk.step_period
+
+
+def still_for(cell: Cell, seconds: float) -> None:
+    """Fail when the arm moves within the next ``seconds``."""
+    since = time.monotonic()
+    time.sleep(seconds)
+    assert cell.witness.travel(since) < 0.01, 'the arm moved'
+
+
+def test_policy_killed_in_the_middle_of_a_chunk(cell: Cell) -> None:
+    cell.start()
+    time.sleep(0.3)
+    killed = cell.kill('policy_node')
+    time.sleep(0.05)
+    end = run_out(cell)
+    rest = cell.witness.rest_after(killed)
+    print(f'at rest {rest:.3f} s after the kill, {killed + rest - end:.3f} s after the end of the last chunk')
+    assert killed + rest < end + STOP_TIME + SLACK
+    assert cell.witness.mode == ControllerState.HOLDING
+    still_for(cell, 0.5)
+    cell.graph.restart('policy_node')
+    cell.wait_ready()
+    still_for(cell, 0.3)
+    goal = cell.start()
+    assert goal.cancel().outcome == Result.STOPPED
+
+
+@pytest.mark.parametrize('view', sorted(CAMERAS))
+def test_a_camera_goes_silent(cell: Cell, view: str) -> None:
+    goal = cell.start()
+    cell.witness.cut.add(CAMERAS[view])
+    silent = time.monotonic()
+    result = goal.result()
+    assert result.outcome == Result.STALE_INPUT and view in result.reason
+    last = max(at for at, _ in cell.witness.chunks)
+    assert last < silent + 0.3 + 0.1, 'chunks without this camera'
+    rest = cell.witness.rest_after(silent)
+    print(f'{view}: at rest {rest:.3f} s after it went silent, {silent + rest - run_out(cell):.3f} s after the chunk')
+    assert silent + rest < run_out(cell) + STOP_TIME + SLACK
+    cell.witness.cut.clear()
+    still_for(cell, 0.5)
+    again = Goal(cell.witness, cell.witness.scene.instruction)
+    eventually(cell.witness.moving, 5.0, 'motion with the camera back')
+    again.cancel()
+
+
+def test_joint_states_go_silent(cell: Cell) -> None:
+    goal = cell.start()
+    silent = time.monotonic()
+    cell.witness.cut.add(JOINT_STATES)
+    rest = cell.witness.rest_after(silent)
+    print(f'at rest {rest:.3f} s after the last joint state')
+    assert rest < 0.2 + STOP_TIME + SLACK, 'the controller takes states up to 0.2 s old'
+    result = goal.result()
+    assert result.outcome == Result.STALE_INPUT and 'joint state' in result.reason
+    cell.witness.cut.clear()
+    still_for(cell, 0.4)
+    goal = cell.start()
+    goal.cancel()
+
+
+def forged(cell: Cell, name: str) -> ActionChunk:
+    """A chunk that would move the arm by 24 cm if it were taken."""
+    now = cell.witness.get_clock().now().nanoseconds
+    steps = np.zeros((8, 7))
+    steps[:, 0], steps[:, 6] = 0.03, 1.0
+    chunk = ActionChunk(id=name, horizon=8, step_period=0.1, steps=steps.ravel().tolist(), policy='forged')
+    chunk.header.stamp = chunk.observation_stamp = stamp_to_msg(now)
+    chunk.header.frame_id = 'fr3_link0'
+    chunk.reference_pose = cell.witness.states[-1][1].measured_pose
+    return chunk
+
+
+def shift(chunk: ActionChunk, seconds: float) -> None:
+    for holder, field in ((chunk.header, 'stamp'), (chunk, 'observation_stamp')):
+        setattr(holder, field, stamp_to_msg(stamp_from_msg(getattr(holder, field)) + int(seconds * 1e9)))
+
+
+def test_bad_chunks_are_refused_by_name_and_good_ones_go_on(cell: Cell) -> None:
+    cell.start().cancel()
+    cell.witness.rest_after(time.monotonic())
+    bad = {name: forged(cell, f'{name}-{time.time_ns()}') for name in ('nan', 'inf', 'future', 'past', 'frame')}
+    for name, number in (('nan', float('nan')), ('inf', float('inf'))):
+        bad[name].steps[9] = number
+    shift(bad['future'], 2.0)
+    shift(bad['past'], -3.0)
+    bad['frame'].header.frame_id = 'world'
+    since = time.monotonic()
+    for chunk in bad.values():
+        cell.witness.chunk_publisher.publish(chunk)
+        time.sleep(0.02)
+    expected = {
+        'nan': {'finite'}, 'inf': {'finite'}, 'future': {'future_stamp'}, 'past': {'chunk_age'}, 'frame': {'frame'},
+    }
+    eventually(lambda: all(c.id in cell.witness.refusals for c in bad.values()), 2.0, f'{cell.witness.refusals}')
+    assert {name: cell.witness.refusals[c.id] for name, c in bad.items()} == expected
+    time.sleep(0.5)
+    assert cell.witness.travel(since) < 0.01, 'a bad chunk moved the arm'
+    good = forged(cell, 'good')
+    cell.witness.chunk_publisher.publish(good)
+    eventually(cell.witness.moving, 1.0, 'a good chunk moves it')
+    cell.witness.rest_after(time.monotonic())
+
+
+def test_a_bad_chunk_amid_good_ones_changes_nothing(cell: Cell) -> None:
+    goal = cell.start()
+    for k in range(10):
+        bad = forged(cell, f'amid-{k}-{time.time_ns()}')
+        bad.steps = [float('nan')] * 56
+        cell.witness.chunk_publisher.publish(bad)
+        time.sleep(0.1)
+    assert cell.witness.mode == ControllerState.TRACKING and cell.witness.moving()
+    assert goal.cancel().outcome == Result.STOPPED
+
+
+def test_the_stop_latch(cell: Cell) -> None:
+    goal = cell.start()
+    stopped = time.monotonic()
+    assert cell.witness.call('stop').success
+    rest = cell.witness.rest_after(stopped)
+    print(f'at rest {rest:.3f} s after the call of stop')
+    assert rest < STOP_TIME + SLACK
+    result = goal.result()
+    assert result.outcome == Result.STOPPED and 'latch' in result.reason
+    assert cell.witness.mode == ControllerState.STOPPED
+    assert not cell.witness.call('enable', data=True).success, 'the latch wants a reset'
+    assert Goal(cell.witness, cell.witness.scene.instruction).result().outcome == Result.STOPPED
+    still_for(cell, 0.4)
+    cell.witness.call('reset')
+    still_for(cell, 0.4)
+    goal = cell.start()
+    goal.cancel()
+
+
+def test_the_controller_is_restarted(cell: Cell) -> None:
+    goal = cell.start()
+    killed = cell.kill('controller_node')
+    rest = cell.witness.rest_after(killed)
+    print(f'at rest {rest:.3f} s after the controller was killed')
+    assert rest < 0.6, 'the arm follows what it has and stays'
+    cell.graph.restart('controller_node')
+    cell.wait_ready()
+    eventually(lambda: cell.witness.mode == ControllerState.DISABLED, 3.0, 'it starts disabled')
+    still_for(cell, 0.5)
+    cell.enable()
+    eventually(cell.witness.moving, 3.0, 'the goal that runs goes on once the controller is enabled')
+    assert goal.cancel().outcome == Result.STOPPED
+
+
+def test_the_simulator_is_restarted(cell: Cell) -> None:
+    goal = cell.start()
+    cell.kill('sim_node')
+    result = goal.result()
+    assert result.outcome == Result.STALE_INPUT
+    since = time.monotonic()
+    cell.graph.restart('sim_node')
+    cell.wait_ready(since)
+    still_for(cell, 0.5)
+    goal = cell.start()
+    assert goal.cancel().outcome == Result.STOPPED
