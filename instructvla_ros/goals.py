@@ -94,6 +94,10 @@ def check_duration(seconds: float, default: float) -> float:
     return seconds if seconds > 0.0 else default
 
 
+# Refusals that say what the controller was told, not that a chunk is dangerous.
+_NOT_UNSAFE = ('disabled', 'stop_latch')
+
+
 class Goal:
     """Follows one instruction until it is done, stopped, or out of time.
 
@@ -211,10 +215,14 @@ class Goal:
         """What the controller does. STOPPED when its latch is set, UNSAFE when it keeps refusing chunks."""
         self._mode = mode
         if mode is ControllerMode.STOPPED:
-            why = next((f' ({v.text})' for v in verdicts if v.rule == 'stop' and v.text), '')
+            why = next((f' ({v.text})' for v in verdicts if v.rule == 'stop_latch' and v.text), '')
             self.end(Outcome.STOPPED, f'the stop latch of the controller is set{why}; call reset, then enable', now)
             return
-        refusals = [v for v in verdicts if v.action is VerdictAction.REFUSED and v.chunk_id in self._ids]
+        refusals = [
+            v
+            for v in verdicts
+            if v.action is VerdictAction.REFUSED and v.chunk_id in self._ids and v.rule not in _NOT_UNSAFE
+        ]
         for verdict in refusals:
             self._last_refusal = verdict.text or f'{verdict.rule}: {verdict.value:g} {verdict.unit}'
             if verdict.chunk_id not in self._refused:

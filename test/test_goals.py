@@ -111,7 +111,7 @@ def test_timeout_says_what_it_was_waiting_for() -> None:
 def test_stop_latch() -> None:
     g = goal()
     g.on_controller(
-        ControllerMode.STOPPED, '', (Verdict('stop', VerdictAction.HELD, text='asked by the operator'),), 101.0
+        ControllerMode.STOPPED, '', (Verdict('stop_latch', VerdictAction.HELD, text='asked by the operator'),), 101.0
     )
     assert outcome(g) is Outcome.STOPPED and 'asked by the operator' in g.ending.reason and 'reset' in g.ending.reason
 
@@ -141,6 +141,15 @@ def test_refusals_of_other_chunks_do_not_count() -> None:
     for k in range(10):
         g.on_controller(ControllerMode.HOLDING, '', (refusal(f'other{k}'),), 101.0)
     assert g.ending is None
+
+
+def test_a_controller_that_is_off_is_waited_for() -> None:
+    g = goal()
+    for k in range(20):
+        g.on_chunk(chunk(f'c{k}'), 101.0)
+        off = Verdict('disabled', VerdictAction.REFUSED, 'chunk', text='not enabled', chunk_id=f'c{k}')
+        g.on_controller(ControllerMode.DISABLED, '', (off,), 101.0)
+    assert g.ending is None and g.phase is Phase.HOLDING
 
 
 def test_the_first_ending_stays() -> None:
