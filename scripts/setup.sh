@@ -99,7 +99,7 @@ fi
 fingerprint() {
   { echo "$VENV $TORCH $ROS_DISTRO $sourced $("$python" -c 'import sys; print(sys.version, sys.prefix)')"
     cat requirements/*.txt setup.py pyproject.toml CMakeLists.txt scripts/setup.sh msg/*.msg srv/*.srv action/*.action
-    ls config launch urdf instructvla_ros/nodes
+    ls config launch urdf instructvla_ros/nodes 2>/dev/null || true
     pwd
   } | sha256sum | cut -d' ' -f1
 }
