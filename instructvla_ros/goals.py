@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .datatypes import ActionChunk, Verdict, VerdictAction
-from .errors import InstructionError
+from .errors import InstructionError, TaskError
 from .observing import Stale
 from .settings import PolicySettings
 
@@ -208,8 +208,11 @@ class Goal:
             )
 
     def on_policy_error(self, error: Exception, now: float) -> None:
-        """The policy raised: POLICY_FAILED."""
-        self.end(Outcome.POLICY_FAILED, f'{type(error).__name__}: {error}', now)
+        """The policy raised: REJECTED when the instruction does not fit what it sees, else POLICY_FAILED."""
+        if isinstance(error, (InstructionError, TaskError)):
+            self.end(Outcome.REJECTED, str(error), now)
+        else:
+            self.end(Outcome.POLICY_FAILED, f'{type(error).__name__}: {error}', now)
 
     def on_controller(self, mode: ControllerMode, chunk_id: str, verdicts: Sequence[Verdict], now: float) -> None:
         """What the controller does. STOPPED when its latch is set, UNSAFE when it keeps refusing chunks."""

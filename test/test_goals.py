@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from instructvla_ros.datatypes import ActionChunk, Verdict, VerdictAction
-from instructvla_ros.errors import InstructionError
+from instructvla_ros.errors import InstructionError, TaskError
 from instructvla_ros.goals import ControllerMode, Goal, Outcome, Phase, check_duration, check_instruction
 from instructvla_ros.observing import Stale
 from instructvla_ros.settings import PolicySettings
@@ -157,6 +157,12 @@ def test_the_first_ending_stays() -> None:
     g.on_policy_error(RuntimeError('out of memory'), 103.0)
     assert not g.end(Outcome.STOPPED, 'cancelled', 104.0)
     assert outcome(g) is Outcome.POLICY_FAILED and g.ending.reason == 'RuntimeError: out of memory'
+
+
+def test_an_instruction_that_does_not_fit_the_scene_is_rejected() -> None:
+    g = goal()
+    g.on_policy_error(TaskError('the blue ball is not in the scene'), 103.0)
+    assert outcome(g) is Outcome.REJECTED and g.ending.reason == 'the blue ball is not in the scene'
 
 
 @pytest.mark.parametrize(
