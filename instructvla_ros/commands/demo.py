@@ -1,0 +1,120 @@
+"""Show a simulated Franka obey a sentence through the real ROS 2 graph.
+
+Starts the simulator, the controller and the policy as separate processes, gives the instruction, and writes
+runs/<stamp>/report.html: video, what the policy said, path of the tool, joints, safety, latency. The exit code is 0
+only when the task was solved. The default policy is the scripted expert, which reads the simulator's ground truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ORDER = 1
+HELP = 'a simulated Franka obeys a sentence; ends with a report'
+EXAMPLES = (
+    'instructvla demo',
+    "instructvla demo --instruction 'stack the green cube on the blue cube' --seed 3",
+    'instructvla demo --task open_drawer --no-video',
+    'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
+)
+DEFAULT = 'put the red cube in the bowl'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument('--task', default='', help='pick, put, move_near, stack, open_drawer, close_drawer; found from the instruction when left out')
+    parser.add_argument('--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)')
+    parser.add_argument('--seed', type=int, default=0, help='of the scene (default: 0)')
+    parser.add_argument('--policy', default='expert', help='expert (default), hold or instructvla')
+    parser.add_argument('--checkpoint', default='', help='run directory or hub id, for --policy instructvla')
+    parser.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)')
+    parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
+    parser.add_argument('--no-video', action='store_true', help='record no images: less work for a slow machine')
+    parser.add_argument('--keep-open', action='store_true', help='leave the graph running afterwards until Ctrl-C')
+    parser.add_argument('--json', action='store_true', help='print the result as one JSON object and nothing else')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo."""
+    from .. import graph_session as session
+
+    began = time.monotonic()
+    instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
+    session.require_ros()
+    session.check_policy(arguments.policy)
+    request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
+    options = session.GraphOptions(
+        policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=True, video=not arguments.no_video
+    )
+    folder = session.new_folder(arguments.out)
+    if (folder / session.RESULTS).exists():  # an earlier run into the same --out
+        (folder / session.RESULTS).unlink()
+    from ._progress import Progress
+
+    with Progress(quiet=arguments.json) as progress, session.Session([request], folder, options) as running:
+        for event in running.events():
+            progress.update(event)
+        row = running.rows[0]
+        report = _report(folder, arguments, running.graph.domain)
+        progress.pause()
+        result = _result(row, folder, report, time.monotonic() - began)
+        _print(result, arguments.json)
+        if arguments.keep_open:
+            _wait(running, arguments.json)
+    return 0 if row['success'] else 1
+
+
+def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:
+    from ..evaluation import machine, metrics, runlog
+    from ..evaluation.report import write_report
+
+    log = runlog.load(folder)
+    facts: dict[str, Any] = {
+        'policy': arguments.policy, 'checkpoint': arguments.checkpoint, 'domain_id': domain, 'created': time.strftime('%Y-%m-%d %H:%M:%S'),
+        'command': shlex.join(['instructvla', *sys.argv[1:]]) if sys.argv[1:2] == ['demo'] else 'instructvla demo',
+        'machine': machine.facts(), 'versions': machine.versions(),
+    }  # fmt: skip
+    log = dataclasses.replace(log, meta={**log.meta, **facts})
+    runlog.save(log, folder)
+    runlog.write_json(folder / 'metrics.json', metrics.summarize(log))
+    return write_report(folder, log)
+
+
+def _result(row: dict[str, Any], folder: Path, report: Path, wall: float) -> dict[str, Any]:
+    names = ('task', 'seed', 'instruction', 'policy', 'success', 'success_after', 'outcome', 'reason', 'duration', 'chunks', 'latency', 'jitter', 'verdicts')
+    return {**{name: row.get(name) for name in names}, 'folder': str(folder), 'report': str(report), 'wall_time': round(wall, 2)}
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    latency = result['latency']['without_policy']
+    if latency['p50'] is not None:
+        print(f'camera to command without policy time: {latency["p50"] * 1e3:.1f} ms median, {latency["p99"] * 1e3:.1f} ms p99')
+    print(f'report: {result["report"]}  ({result["wall_time"]:.0f} s in all)', flush=True)
+
+
+def _wait(running: Any, as_json: bool) -> None:
+    stream = sys.stderr if as_json else sys.stdout
+    graph = running.graph
+    print(
+        f'The graph keeps running. Look at it from another terminal with\n'
+        f'  export ROS_DOMAIN_ID={graph.domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST\n'
+        f'Ctrl-C stops it.',
+        file=stream,
+        flush=True,
+    )
+    try:
+        while True:
+            graph.check()
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print('stopping', file=stream)

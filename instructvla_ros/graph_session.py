@@ -1,0 +1,213 @@
+"""Which processes make the simulated graph, and running episodes through it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import config, resources
+from .errors import ConfigError, SetupError, TaskError, suggest
+from .graph import Graph, NodeSpec, node
+from .settings import Control, Embodiment, PolicySettings
+
+EPISODES, RESULTS = 'episodes_todo.jsonl', 'episodes.jsonl'
+
+
+class RunError(SetupError):
+    """The graph came up but could not run the episodes."""
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One episode to run; an empty instruction takes the task's own sentence, an empty task is found from it."""
+
+    task: str
+    seed: int
+    instruction: str = ''
+
+    def key(self) -> tuple[str, int, str]:
+        """What makes it the same episode as another."""
+        return self.task, self.seed, self.instruction
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How the graph is started.
+
+    Attributes:
+        policy, checkpoint: of the policy node. embodiment: file of config/ or path.
+        record, video: keep recordings; with the cameras. parameters: further ROS parameters by node name.
+    """
+
+    policy: str = 'expert'
+    checkpoint: str = ''
+    embodiment: str = 'franka.yaml'
+    record: bool = False
+    video: bool = True
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def require_ros() -> None:
+    """Raise unless the client library and our messages can be imported.
+
+    Raises:
+        SetupError: saying which one and what to do.
+    """
+    if importlib.util.find_spec('rclpy') is None:
+        raise SetupError('rclpy is not installed: this needs ROS 2. Run `make setup`, or source a ROS 2 and install this package again')
+    if importlib.util.find_spec('instructvla_ros.msg') is None:
+        raise SetupError('the messages of this package are not built. Run `make setup`, or build it with colcon and source install/setup.bash')
+
+
+def check_policy(name: str) -> None:
+    """Raise unless there is such a policy.
+
+    Raises:
+        ConfigError: with the nearest valid names.
+    """
+    choices = PolicySettings.__dataclass_fields__['policy'].metadata['choices']
+    if name not in choices:
+        raise ConfigError(f'unknown policy {name!r}.{suggest(name, choices)}')
+
+
+def check_episode(request: EpisodeRequest) -> EpisodeRequest:
+    """The request with its task and its sentence filled in, before anything is started.
+
+    Raises:
+        TaskError: unknown task or words, with the nearest valid ones.
+    """
+    from .sim.tasks import episode_from_instruction, make_episode
+
+    if not request.task and not request.instruction:
+        raise TaskError('give a task or an instruction')
+    if request.task:
+        episode = make_episode(request.task, request.seed, request.instruction)
+    else:
+        episode = episode_from_instruction(request.instruction, request.seed)
+    # The sentence stays as it was asked for: the simulator samples the same one from the same seed.
+    return EpisodeRequest(episode.task, request.seed, request.instruction)
+
+
+def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[NodeSpec]:
+    """Processes of the simulated graph and of the client that runs the episodes of ``folder``."""
+    embodiment = str(resources.config_file(options.embodiment).resolve())
+    common = {'embodiment': embodiment}
+    control = config.load(Control, resources.config_file('controller.yaml'))
+    rate = float(dict(options.parameters.get('controller_node', {})).get('rate', control.rate))
+    policy: dict[str, Any] = {**common, 'policy': options.policy}
+    if options.checkpoint:
+        local = Path(options.checkpoint).expanduser()
+        policy['checkpoint'] = str(local.resolve()) if local.exists() else options.checkpoint
+    own: dict[str, dict[str, Any]] = {
+        'sim_node': {**common, 'task': first.task, 'seed': first.seed},
+        # Every period is published, so that a command's time is known to the period and not to every other one.
+        'controller_node': {**common, 'state_rate': rate},
+        'policy_node': policy,
+        'episode_node': {
+            **common, 'episodes': str((folder / EPISODES).resolve()), 'output': str(folder.resolve()),
+            'record': options.record, 'video': options.video, 'control_rate': rate,
+        },
+    }  # fmt: skip
+    for name, extra in options.parameters.items():
+        if name not in own:
+            raise ConfigError(f'unknown node {name!r}.{suggest(name, own)}')
+        own[name].update(extra)
+    client = {'piped': True, 'ends': True}
+    return [node(name, values, **(client if name == 'episode_node' else {})) for name, values in own.items()]
+
+
+class Session:
+    """The graph with its client; :meth:`events` runs the episodes.
+
+    Use as a context manager; leaving it stops every process.
+
+    Args:
+        folder: of the run; gets ``log/``, ``episodes.jsonl`` and the recordings.
+    """
+
+    def __init__(self, episodes: Sequence[EpisodeRequest], folder: Path, options: GraphOptions):
+        require_ros()
+        check_policy(options.policy)
+        robot = config.load(Embodiment, resources.config_file(options.embodiment))
+        if not robot.views:
+            raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
+        self.options = options
+        self.rows: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        # `asked` is kept in the result: an interrupted evaluation finds its episodes again by it.
+        lines = [
+            json.dumps({'task': e.task, 'seed': e.seed, 'instruction': e.instruction, 'asked': e.instruction, 'policy': options.policy})
+            for e in episodes
+        ]
+        (folder / EPISODES).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        self.graph = Graph(specs(options, folder, episodes[0]), folder / 'log')
+
+    def __enter__(self) -> Session:
+        self.graph.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.graph.__exit__(*error)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events of the episode node until it is finished; ``{'event': ''}`` now and then while it is silent.
+
+        Raises:
+            NodeDied: a process ended by itself. RunError: the episode node says that it cannot go on.
+        """
+        finished = False
+        for line in self.graph.lines('episode_node'):
+            if not line:
+                yield {'event': ''}
+                continue
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # something a library printed; not for us
+            if event.get('event') == 'error':
+                raise RunError(f'{event["text"]}')
+            if event.get('event') == 'result':
+                self.rows.append(event)
+            finished = finished or event.get('event') == 'finished'
+            yield event
+        if not finished:
+            raise RunError(f'the episode node ended without finishing. The end of its log:\n{self.graph.tail("episode_node")}')
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """Results of earlier episodes; a line cut off by a crash is left out."""
+    if not file.is_file():
+        return []
+    out = []
+    for line in file.read_text(encoding='utf-8').splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and 'success' in row:
+            out.append(row)
+    return out
+
+
+def new_folder(given: str) -> Path:
+    """Folder of a run: the given one, or ``runs/<stamp>`` below the working directory, not taken yet."""
+    if given:
+        return Path(given).expanduser().resolve()
+    stamp = time.strftime('%Y%m%d-%H%M%S')
+    for k in range(100):
+        folder = Path('runs') / (stamp if k == 0 else f'{stamp}-{k}')
+        try:
+            folder.mkdir(parents=True)
+            return folder.resolve()
+        except FileExistsError:
+            continue
+        except OSError as err:
+            raise SetupError(f'cannot make {folder.resolve()}: {err.strerror}. Choose a folder with --out') from err
+    raise SetupError(f'runs/{stamp} and its followers are taken; choose a folder with --out')
+
+
