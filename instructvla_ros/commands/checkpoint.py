@@ -1,10 +1,9 @@
-"""``instructvla checkpoint inspect | convert | verify | choose-mask``."""
+"""Look into a checkpoint, convert a released one, check it against golden vectors, find its attention mask."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,13 @@ if TYPE_CHECKING:
     from ..model.choose import Sample
     from ..model.verify import CaseReport
 
-HELP = 'look into, convert and verify model checkpoints'
+ORDER = 40
+HELP = 'inspect, convert, verify model checkpoints'
+EXAMPLES = (
+    'instructvla checkpoint inspect ShuaiYang03/instructvla_pretraining_v2_query_64_lora --tokenizer Eagle2-2B',
+    'instructvla checkpoint convert runs/released models/expert --tokenizer Eagle2-2B --dtype bfloat16',
+    'instructvla checkpoint verify test/data/golden --json',
+)
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -70,18 +75,6 @@ def run(args: argparse.Namespace) -> int:
         ) from err
     verbs = {'inspect': _inspect, 'convert': _convert, 'verify': _verify, 'choose-mask': _choose}
     return verbs[args.verb](args)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run without the rest of the command line: ``python -m instructvla_ros.commands.checkpoint``."""
-    parser = argparse.ArgumentParser(prog='instructvla checkpoint', description=HELP)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (CheckpointError, SetupError) as err:
-        print(f'error: {err}', file=sys.stderr)
-        return 2
 
 
 def _released_options(parser: argparse.ArgumentParser) -> None:
@@ -196,7 +189,3 @@ def _samples(file: Path, limit: int) -> Iterator[Sample]:
         raise CheckpointError(f'{file}: the arrays have different lengths')
     for i in range(min(limit, len(arrays['views']))):
         yield Sample(tuple(arrays['views'][i]), arrays['proprio'][i], str(arrays['instruction'][i]), arrays['steps'][i])
-
-
-if __name__ == '__main__':
-    sys.exit(main())
