@@ -293,24 +293,31 @@ class Synchronizer:
 
 
 class Pacer:
-    """At most ``rate`` starts per second on average, each one triggered by the arrival of something new.
+    """Chooses which observations to act on: ``rate`` per second on average, each at the moment it arrives.
 
-    A tick may come a tenth of a period early, so that a camera whose frames fall on the period is not missed by
-    jitter; the schedule itself does not move, which keeps the average.
+    Acting on arrival keeps the age of what the policy sees small. The observation nearest to the schedule is taken, so
+    no start is off by more than half the time between two observations.
     """
 
     def __init__(self, rate: float) -> None:
         self._period = 1.0 / rate
-        self._next = -float('inf')
-
-    def due(self, now: float) -> bool:
-        """Whether a start is allowed at ``now`` [s]."""
-        return now >= self._next - 0.1 * self._period
-
-    def start(self, now: float) -> None:
-        """Note a start at ``now`` [s]."""
-        self._next = max(self._next, now) + self._period
+        self.reset()
 
     def reset(self) -> None:
-        """Allow a start at once."""
+        """Take the next observation, whenever it comes."""
         self._next = -float('inf')
+        self._last: float | None = None
+        self._spacing = 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether to act on the observation that arrived at ``now`` [s]. Ask once for each."""
+        if self._last is not None:
+            gap = min(now - self._last, self._period)
+            self._spacing = gap if self._spacing == 0.0 else 0.8 * self._spacing + 0.2 * gap
+        self._last = now
+        tolerance = 0.5 * self._spacing
+        if now < self._next - tolerance:
+            return False
+        late = now > self._next + tolerance
+        self._next = (now if late else self._next) + self._period
+        return True

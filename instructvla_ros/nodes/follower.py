@@ -63,7 +63,7 @@ class Follower:
         self._goal: Goal | None = None
         self._over: deque[Goal] = deque()
         self._ready: Goal | None = None
-        self._used_stamp = 0
+        self._last_stamp = 0
         self._openness: float | None = None
         self._stopped = False
         self._woken = False
@@ -165,17 +165,16 @@ class Follower:
             self._collect()
             if goal.ending is not None or isinstance(seen, Stale):
                 return
-        if seen.stamp_ns == self._used_stamp or not self._pacer.due(now):
-            return
         said, more = self._sentences.newest()
-        if more and self._settings.reasoning != 'off' and goal.chunks == 0:
+        if goal.chunks == 0 and more and self._settings.reasoning != 'off':
             if goal.elapsed(now) < self._settings.reasoning_wait:
                 with self._changed:
                     goal.on_thinking()
                 return
-        self._pacer.start(now)
-        self._used_stamp = seen.stamp_ns
-        self._act(goal, seen, said)
+        if seen.stamp_ns != self._last_stamp:
+            self._last_stamp = seen.stamp_ns
+            if self._pacer.take(now):
+                self._act(goal, seen, said)
 
     def _start(self, goal: Goal) -> bool:
         problem = self._around.prepare(goal)
@@ -184,7 +183,7 @@ class Follower:
             return False
         self._ready = goal
         self._pacer.reset()
-        self._used_stamp = 0
+        self._last_stamp = 0
         try:
             self._host.current.reset()
         except Exception as err:  # whatever a policy raises ends this goal, not the node
