@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,7 @@ class Table(Generic[Rows]):
         for f in dataclasses.fields(self._kind):
             shape = _shape(f, self._joints)
             try:
-                built[f.name] = np.array(self._columns[f.name], dtype=f.metadata['dtype']).reshape(-1, *shape)
+                built[f.name] = np.array(self._columns[f.name], dtype=f.metadata['dtype']).reshape(len(self), *shape)
             except ValueError as err:
                 raise RunLogError(f'{self._kind.__name__}.{f.name}: rows do not fit {shape}: {err}') from None
         return self._kind(**built)
@@ -174,6 +175,12 @@ class RunLog:
     verdicts: tuple[dict[str, Any], ...] = ()
     objects: Mapping[str, Any] = field(default_factory=dict)
     video: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A table left out is an empty one whose columns have their full shape.
+        for name, kind in _TABLES.items():
+            if not len(getattr(self, name).stamp_ns if name != 'chunks' else self.chunks.created_ns):
+                object.__setattr__(self, name, Table(kind, len(self.joint_names)).build())
 
     @property
     def start_ns(self) -> int:
@@ -233,7 +240,7 @@ def load(folder: str | Path) -> RunLog:
             numbers = {name: archive[name] for name in archive.files}
     except FileNotFoundError as err:
         raise RunLogError(f'{place} is not a recorded run: {Path(err.filename).name} is missing') from None
-    except (OSError, ValueError, EOFError) as err:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as err:
         raise RunLogError(f'{place}: damaged recording: {err}') from None
     if not isinstance(words, dict) or words.get('format') != FORMAT:
         found = words.get('format') if isinstance(words, dict) else type(words).__name__
