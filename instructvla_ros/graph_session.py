@@ -64,15 +64,18 @@ def require_ros() -> None:
         raise SetupError('the messages of this package are not built. Run `make setup`, or build it with colcon and source install/setup.bash')
 
 
-def check_policy(name: str) -> None:
-    """Raise unless there is such a policy.
+def check_options(options: GraphOptions) -> None:
+    """Raise unless there are such a policy and such a robot, before anything is started.
 
     Raises:
-        ConfigError: with the nearest valid names.
+        ConfigError, SetupError: with the nearest valid names.
     """
     choices = PolicySettings.__dataclass_fields__['policy'].metadata['choices']
-    if name not in choices:
-        raise ConfigError(f'unknown policy {name!r}.{suggest(name, choices)}')
+    if options.policy not in choices:
+        raise ConfigError(f'unknown policy {options.policy!r}.{suggest(options.policy, choices)}')
+    robot = config.load(Embodiment, resources.config_file(options.embodiment))
+    if not robot.views:
+        raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
 
 
 def check_episode(request: EpisodeRequest) -> EpisodeRequest:
@@ -132,10 +135,7 @@ class Session:
 
     def __init__(self, episodes: Sequence[EpisodeRequest], folder: Path, options: GraphOptions):
         require_ros()
-        check_policy(options.policy)
-        robot = config.load(Embodiment, resources.config_file(options.embodiment))
-        if not robot.views:
-            raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
+        check_options(options)
         self.options = options
         self.rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)

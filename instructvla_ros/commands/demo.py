@@ -48,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
     session.require_ros()
-    session.check_policy(arguments.policy)
     request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
     options = session.GraphOptions(
         policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=True, video=not arguments.no_video
     )
+    session.check_options(options)
     folder = session.new_folder(arguments.out)
     if (folder / session.RESULTS).exists():  # an earlier run into the same --out
         (folder / session.RESULTS).unlink()

@@ -67,14 +67,15 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     from ..evaluation import machine, runlog, scores
     from ._progress import Progress
 
+    options = session.GraphOptions(
+        policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=arguments.record
+    )
+    session.check_options(options)
     folder = session.new_folder(arguments.out)
     keys = {e.key() for e in wanted}
     before = [r for r in session.read_results(folder / session.RESULTS) if _row_key(r) in keys and r.get('policy') == arguments.policy]
     done = {_row_key(r) for r in before}
     missing = [e for e in wanted if e.key() not in done]
-    options = session.GraphOptions(
-        policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=arguments.record
-    )
     fresh: list[dict[str, Any]] = []
     with Progress(quiet=arguments.json) as progress:
         if before:

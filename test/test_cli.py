@@ -1,0 +1,251 @@
+"""The command line: verbs, help, one-line errors, exit codes, and the session without its graph."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from instructvla_ros import cli, graph_session
+from instructvla_ros.commands import evaluate
+from instructvla_ros.commands._progress import Progress
+from instructvla_ros.errors import ConfigError, SetupError, TaskError
+from instructvla_ros.graph import Interrupted
+from instructvla_ros.graph_session import EpisodeRequest, GraphOptions, RunError, Session
+
+
+def invoke(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_every_verb_declares_what_the_registry_needs():
+    found = cli.verbs()
+    assert {'demo', 'doctor', 'evaluate'} <= set(found)
+    assert next(iter(found)) == 'demo'
+    for name, module in found.items():
+        assert module.HELP and callable(module.add_arguments) and callable(module.run), name
+
+
+@pytest.mark.parametrize('verb', sorted(cli.verbs()))
+def test_help_of_every_verb(capsys, verb):
+    code, out, err = invoke(capsys, verb, '--help')
+    assert code == 0 and f'instructvla {verb}' in out and not err
+
+
+@pytest.mark.parametrize('verb', ['demo', 'doctor', 'evaluate'])
+def test_help_has_examples(capsys, verb):
+    assert f'examples:\n  instructvla {verb}' in invoke(capsys, verb, '--help')[1]
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    code, out, _ = invoke(capsys)
+    assert code == 0 and 'demo' in out and 'doctor' in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['demmo'], "unknown verb 'demmo'. Did you mean 'demo'"),
+        (['demo', '--task', 'pickk'], "Did you mean 'pick'"),
+        (['demo', '--policy', 'exprt'], "Did you mean 'expert'"),
+        (['demo', '--instruction', 'put the rad cube in the bowl'], "Did you mean 'red'"),
+        (['demo', '--task', 'pick', '--instruction', 'open the drawer'], 'open_drawer'),
+        (['demo', '--seed', '-1'], 'seed -1'),
+        (['demo', '--seed', 'x'], 'invalid int'),
+        (['demo', '--tsk', 'pick'], '--tsk'),
+        (['demo', '--embodiment', 'nobot.yaml'], 'franka.yaml'),
+        (['evaluate', 'expert', '--episodes', '0'], 'at least one'),
+        (['evaluate', 'graph', '--task', 'stak'], "Did you mean 'stack'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(graph_session, 'require_ros', lambda: None)
+    code, out, err = invoke(capsys, *arguments)
+    assert code == 2 and words in err, err
+    assert len(err.strip().splitlines()) == 1 and 'Traceback' not in err and not out
+    assert not (tmp_path / 'runs').exists(), 'nothing may be started or made'
+
+
+def test_interrupt_and_signals_become_exit_codes(capsys, monkeypatch):
+    def raising(error):
+        def run(_):
+            raise error
+
+        return run
+
+    module = cli.verbs()['demo']
+    for error, code in ((KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)):
+        monkeypatch.setattr(module, 'run', raising(error))
+        assert invoke(capsys, 'demo')[0] == code
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    script = (
+        'import sys\nfrom instructvla_ros import cli\ncli.main(["demo", "--help"])\n'
+        'heavy = {"numpy", "scipy", "torch", "mujoco", "rclpy", "matplotlib", "rich", "jinja2"} & set(sys.modules)\n'
+        'print(sorted(heavy), file=sys.stderr)'
+    )
+    best = 1e9
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - began)
+        assert done.stderr.strip() == '[]'
+    assert best < 1.0
+
+
+def test_output_into_a_closed_pipe_is_quiet():
+    done = subprocess.run(f'{sys.executable} -m instructvla_ros.cli | head -1', shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr
+
+
+def test_without_ros_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(SetupError, match='rclpy is not installed.*make setup'):
+        graph_session.require_ros()
+
+
+# The session.
+
+
+def test_episode_is_found_from_the_sentence():
+    assert graph_session.check_episode(EpisodeRequest('', 3, 'put the red cube in the bowl')) == EpisodeRequest('put', 3, 'put the red cube in the bowl')
+    assert graph_session.check_episode(EpisodeRequest('pick', 3)) == EpisodeRequest('pick', 3, '')
+    with pytest.raises(TaskError, match='give a task or an instruction'):
+        graph_session.check_episode(EpisodeRequest('', 0))
+
+
+def test_specs_name_the_processes_and_their_parameters(tmp_path):
+    options = GraphOptions(policy='hold', record=True, video=False, parameters={'sim_node': {'speed': 2.0}})
+    specs = {s.name: s for s in graph_session.specs(options, tmp_path, EpisodeRequest('stack', 7))}
+    assert list(specs) == ['sim_node', 'controller_node', 'policy_node', 'episode_node']
+    assert specs['sim_node'].parameters['task'] == 'stack' and specs['sim_node'].parameters['speed'] == 2.0
+    assert specs['policy_node'].parameters['policy'] == 'hold'
+    assert specs['controller_node'].parameters['state_rate'] == 100.0
+    assert specs['episode_node'].piped and specs['episode_node'].parameters['output'] == str(tmp_path)
+    assert '-p' in specs['sim_node'].command() and 'seed:=7' in specs['sim_node'].command()
+    with pytest.raises(ConfigError, match="Did you mean 'sim_node'"):
+        graph_session.specs(GraphOptions(parameters={'simnode': {}}), tmp_path, EpisodeRequest('pick', 0))
+
+
+class Lines:
+    """A graph whose episode node says the given lines."""
+
+    def __init__(self, *lines: str):
+        self._lines = lines
+
+    def lines(self, name: str):
+        yield from self._lines
+
+    def tail(self, name: str) -> str:
+        return '  last words'
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph_session, 'require_ros', lambda: None)
+    return Session([EpisodeRequest('pick', 0), EpisodeRequest('pick', 1, 'pick up the red cube')], tmp_path / 'run', GraphOptions())
+
+
+def test_session_writes_what_the_episode_node_reads(session, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / 'run' / graph_session.EPISODES).read_text().splitlines()]
+    assert rows[1] == {'task': 'pick', 'seed': 1, 'instruction': 'pick up the red cube', 'asked': 'pick up the red cube', 'policy': 'expert'}
+
+
+def test_session_passes_events_on_and_keeps_the_results(session):
+    session.graph = Lines('{"event": "ready"}', 'a library talks', '', '{"event": "result", "success": true}', '{"event": "finished"}')
+    assert [e['event'] for e in session.events()] == ['ready', '', 'result', 'finished']
+    assert session.rows == [{'event': 'result', 'success': True}]
+
+
+def test_session_raises_what_the_episode_node_says(session):
+    session.graph = Lines('{"event": "error", "text": "after 60 s still silent: camera wrist"}')
+    with pytest.raises(RunError, match='camera wrist'):
+        list(session.events())
+
+
+def test_session_notices_an_end_without_finish(session):
+    session.graph = Lines('{"event": "ready"}')
+    with pytest.raises(RunError, match='last words'):
+        list(session.events())
+
+
+def test_results_survive_a_line_that_was_cut_off(tmp_path):
+    file = tmp_path / 'episodes.jsonl'
+    file.write_text('{"task": "pick", "success": true}\n[1]\n{"task": "pick", "succ')
+    assert graph_session.read_results(file) == [{'task': 'pick', 'success': True}]
+    assert graph_session.read_results(tmp_path / 'none') == []
+
+
+def test_folders_of_two_runs_in_the_same_second_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, 'strftime', lambda _: '20260101-120000')
+    assert [graph_session.new_folder('').name for _ in range(3)] == ['20260101-120000', '20260101-120000-1', '20260101-120000-2']
+    assert graph_session.new_folder('mine') == tmp_path / 'mine'
+
+
+def test_interrupted_evaluation_asks_only_for_what_is_missing(tmp_path, monkeypatch, capsys):
+    """The second call finds the rows of the first and runs the rest."""
+    asked: list[list[tuple[str, int, str]]] = []
+
+    class Fake:
+        def __init__(self, episodes, folder, options):
+            asked.append([e.key() for e in episodes])
+            self.rows = [
+                {'task': e.task, 'seed': e.seed, 'asked': e.instruction, 'policy': options.policy, 'success': True, 'outcome': 'SUCCEEDED'} for e in episodes[:2]
+            ]
+            with (folder / 'episodes.jsonl').open('a') as file:
+                file.writelines(json.dumps(r) + '\n' for r in self.rows)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def events(self):
+            yield {'event': 'finished'}
+
+    monkeypatch.setattr(graph_session, 'Session', Fake)
+    arguments = ['evaluate', 'graph', '--task', 'pick', '--episodes', '3', '--out', str(tmp_path), '--json']
+    assert cli.main(arguments) == 1  # one of three is missing
+    assert cli.main(arguments) == 0
+    assert [len(a) for a in asked] == [3, 1] and asked[1] == [('pick', 2, '')]
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert last['tasks']['pick']['successes'] == 3
+    assert json.loads((tmp_path / 'summary.json').read_text())['tasks']['pick']['episodes'] == 3
+
+
+def test_another_policy_does_not_count_as_done(tmp_path, monkeypatch):
+    row = {'task': 'pick', 'seed': 0, 'asked': '', 'policy': 'hold', 'success': False}
+    (tmp_path / 'episodes.jsonl').write_text(json.dumps(row) + '\n')
+    seen = []
+
+    def refuse(episodes, folder, options):
+        seen.extend(episodes)
+        raise SetupError('enough')
+
+    monkeypatch.setattr(graph_session, 'Session', refuse)
+    with pytest.raises(SetupError):
+        evaluate.run(SimpleNamespace(way='graph', task=['pick'], instruction='', episodes=1, seed=0, out=str(tmp_path), policy='expert', checkpoint='',
+                                     embodiment='franka.yaml', record=False, json=True))  # fmt: skip
+    assert len(seen) == 1
+
+
+def test_progress_without_a_terminal_prints_plain_lines(capsys):
+    with Progress() as progress:
+        progress.update({'event': 'waiting', 'silent': ['camera wrist']})
+        progress.update({'event': 'episode', 'index': 0, 'of': 2, 'instruction': 'put [it] there', 'task': 'put', 'seed': 4})
+        progress.update({'event': 'progress', 'elapsed': 1.5, 'progress': 0.2, 'state': 'ACTING', 'mode': 'TRACKING', 'sentence': 'I will [move].', 'verdicts': {}})
+        progress.update({'event': 'result', 'success': False, 'outcome': 'TIMEOUT', 'reason': 'too [slow]'})
+    said = capsys.readouterr().err
+    for words in ('waiting for camera wrist', 'put [it] there', 'I will [move].', 'not solved (TIMEOUT: too [slow])'):
+        assert words in said
