@@ -2,8 +2,9 @@
 
 It is a pure function of the state: :meth:`ScriptedExpert.plan` looks at one :class:`SceneState`, decides, imagines the
 outcome of the step kinematically, decides again, and so on for the horizon. It remembers nothing, so it does not
-matter how much of a plan was executed, how old the state was, or who moved the object meanwhile. Grasps are never
-imagined: within a plan the hand closes and waits, and only a state that reports the object held lets it go on.
+matter how much of a plan was executed, how old the state was, or who moved the object meanwhile. Grasping and letting
+go are never imagined: within a plan the hand closes or opens and waits, and only a state that reports the object as
+held, or as free, lets it go on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .expert_motion import Pace, step_to
 from .expert_phases import Intent, decide, fingers_at
 from .tasks import TASKS
 
-FINGER_SPEED = 2.5
-"""Change of the openness per second that is assumed when a plan is imagined."""
+FINGER_SPEED = 1.5
+"""Change of the openness per second that is assumed when a plan is imagined; real fingers are faster but start late."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,16 @@ def imagine(scene: SceneState, step: Array, dt: float) -> SceneState:
     tcp = apply_delta(scene.tcp_pose, step[:6])
     change = FINGER_SPEED * dt * (1.0 if step[6] > 0.5 else -1.0)
     gripper = float(np.clip(scene.gripper + change, fingers_at(scene) if change < 0 else 0.0, 1.0))
-    objects, held = dict(scene.objects), scene.held
-    if held in objects:
-        obj = objects[held]
-        if change > 0 and gripper > fingers_at(scene) + 0.1:
-            held = ''
-        elif obj.category == 'drawer':
+    objects = dict(scene.objects)
+    obj = objects.get(scene.held)
+    if obj is not None:
+        if obj.category == 'drawer':
             along = float(-obj.pose[:3, 0] @ step[:3])
             objects[obj.name] = replace(obj, opening=max(0.0, obj.opening + along))
         else:
             moved = tcp @ np.linalg.inv(scene.tcp_pose) @ obj.pose
             objects[obj.name] = replace(obj, pose=moved)
-    return replace(scene, tcp_pose=tcp, gripper=gripper, objects=objects, held=held)
+    return replace(scene, tcp_pose=tcp, gripper=gripper, objects=objects)
 
 
 def _check(scene: SceneState, instruction: str) -> None:

@@ -88,7 +88,7 @@ def free_place(scene: SceneState, obj: SceneObject) -> Array:
     for distance in np.arange(0.0, 0.5, 0.03):
         for angle in np.arange(12) * (np.pi / 6):
             xy = here + distance * np.array([np.cos(angle), np.sin(angle)])
-            xy = np.clip(xy, (0.36, -0.28), (0.64, 0.28))
+            xy = np.clip(xy, (rel.REACH_X[0], rel.REACH_Y[0]), (rel.REACH_X[1], rel.REACH_Y[1]))
             if rel.is_free(xy, rel.radius(obj) + rel.FREE_SPACE, others):
                 return np.asarray(xy)
     return np.asarray(here)

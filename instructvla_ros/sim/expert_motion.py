@@ -19,6 +19,8 @@ from .scene import DRAWER_TRAVEL, HANDLE_STANDOFF
 
 HAND_SPAN = 0.075
 """Half of the space the open hand sweeps around the tcp, with a margin [m]."""
+INNER_RADIUS, INNER_HEIGHT = 0.37, 0.42
+"""Nearer to the base than this radius [m] an arm pointing down reaches no lower than this height [m]."""
 FINGERTIP = 0.012
 """How far the fingertips reach below the tcp [m]."""
 
@@ -85,6 +87,8 @@ def step_to(tcp: Array, goal: Goal, dt: float, pace: Pace) -> Array:
         # A wrong heading widens the distance, so the hand turns before it goes down.
         flat += 0.08 * max(0.0, error - 0.08) + (1.0 if goal.blocked else 0.0)
         height = goal.xyz[2] + float(np.clip(pace.slope * (flat - pace.tolerance), 0.0, max(0.0, goal.clear - goal.xyz[2])))
+        if float(np.hypot(tcp[0, 3], tcp[1, 3])) < INNER_RADIUS:
+            height = max(height, min(float(tcp[2, 3]), INNER_HEIGHT))
         offset[2] = height - tcp[2, 3]
         # Too low for this place: first up, then sideways.
         offset[:2] *= float(np.clip(1.0 - (offset[2] - 0.015) / 0.03, 0.0, 1.0))

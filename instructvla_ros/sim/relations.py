@@ -11,8 +11,10 @@ import numpy as np
 
 from ..datatypes import SceneObject, SceneState
 from ..geometry import Array, pose
-from .scene import GRASPABLE, WORKSPACE_X, WORKSPACE_Y, SceneSpec
+from .scene import GRASPABLE, SceneSpec
 
+REACH_X, REACH_Y = (0.40, 0.64), (-0.27, 0.27)
+"""Where objects stand and are set down [m]; an arm that points down gets into its joint limits nearer to the base."""
 NEAR_GAP = 0.08
 """Largest free space between two footprints that still counts as near [m]: 40 mm cubes with centres 12 cm apart."""
 NEAR_AIM = 0.05
@@ -114,7 +116,7 @@ def near_spot(
 ) -> tuple[float, float] | None:
     """Free place (x, y) beside ``destination`` with :data:`NEAR_AIM` between the two, or None.
 
-    Of 24 directions the nearest to ``target`` that is in the workspace and leaves room for the hand is taken, so the
+    Of 24 directions the nearest to ``target`` that is within reach and leaves room for the hand is taken, so the
     choice gets firmer while the object is carried there.
     """
     reach = radius(target) + radius(destination) + NEAR_AIM
@@ -122,7 +124,7 @@ def near_spot(
     best, best_cost = None, np.inf
     for angle in np.arange(24) * (2 * np.pi / 24):
         xy = destination.pose[:2, 3] + reach * np.array([np.cos(angle), np.sin(angle)])
-        inside = WORKSPACE_X[0] - 0.02 <= xy[0] <= WORKSPACE_X[1] + 0.02 and abs(xy[1]) <= WORKSPACE_Y[1] + 0.03
+        inside = REACH_X[0] - 0.01 <= xy[0] <= REACH_X[1] + 0.02 and REACH_Y[0] - 0.03 <= xy[1] <= REACH_Y[1] + 0.03
         if not inside or not is_free(xy, radius(target) + FREE_SPACE, others):
             continue
         cost = float(np.hypot(*(xy - target.pose[:2, 3])))

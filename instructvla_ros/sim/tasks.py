@@ -15,7 +15,7 @@ from ..errors import TaskError, suggest
 from ..settings import Randomization
 from . import scene as sc
 from .language import Command, Description, parse, render
-from .relations import gap, near_spot, scene_objects
+from .relations import REACH_X, REACH_Y, gap, near_spot, scene_objects
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _arranged(
     free = [o for o in main if o.category != 'drawer']
     fixed = [_stand_drawer(task, rng) for o in main if o.category == 'drawer']
     try:
-        standing = sc.arrange(rng, [*free, *extras], fixed)
+        standing = sc.arrange(rng, [*free, *extras], fixed, x=REACH_X, y=REACH_Y)
     except TaskError:
         return None
     moved = {id(o): s for o, s in zip([*free, *extras], standing)}
@@ -237,7 +237,7 @@ def _stand_drawer(task: str, rng: np.random.Generator) -> sc.ObjectSpec:
         opening = float(rng.uniform(0.09, sc.DRAWER_TRAVEL))
     else:
         opening = sc.DRAWER_TRAVEL
-    xy = (float(rng.uniform(0.64, 0.68)), float(rng.uniform(-0.14, 0.14)))
+    xy = (float(rng.uniform(0.67, 0.71)), float(rng.uniform(-0.14, 0.14)))
     return sc.make_object('drawer', xy=xy, yaw=float(rng.uniform(-0.2, 0.2)), opening=opening)
 
 
