@@ -139,13 +139,12 @@ def _instructvla(settings: PolicySettings, embodiment: Embodiment) -> Policy:
             "policy 'instructvla' needs weights: set the parameter `checkpoint` to a run directory or a hub id"
         )
     try:
-        module = importlib.import_module(MODEL_MODULE)
+        return cast(Policy, importlib.import_module(MODEL_MODULE).load(settings, embodiment))
     except ImportError as err:
         raise SetupError(
             f"policy 'instructvla' cannot be loaded because {err.name or MODEL_MODULE} is missing ({err}); "
             "install the package with its model extra, or choose policy 'hold' or 'expert'"
         ) from err
-    return cast(Policy, module.load(settings, embodiment))
 
 
 _FACTORIES: dict[str, Callable[[PolicySettings, Embodiment], Policy]] = {

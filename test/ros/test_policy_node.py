@@ -251,6 +251,18 @@ def test_a_slow_policy_always_gets_the_newest_frame_and_blocks_nobody(graph: Gra
     run.result()
 
 
+def test_a_chunk_that_is_ready_after_the_end_is_dropped(graph: Graph) -> None:
+    graph.policy.delay = 0.4
+    run = Run(graph.robot, 'pick the red cube')
+    eventually(lambda: graph.robot.chunks)
+    seen = len(graph.policy.ages)
+    eventually(lambda: len(graph.policy.ages) > seen, what='the policy is at work')
+    run.cancel()
+    assert run.result().result.chunks == len(moving(graph.robot))
+    time.sleep(0.6)
+    assert not any(graph.robot.chunks[-1].steps[:6]), 'the last word is to stay'
+
+
 def test_a_new_image_triggers_a_chunk_at_once(graph: Graph) -> None:
     run = Run(graph.robot, 'pick the red cube')
     eventually(lambda: len(graph.robot.chunks) >= 15)
