@@ -125,7 +125,7 @@ class BuildMessages(build_ext):
         self.written = []
         for file in sorted(modules.rglob('*')):
             relative = file.relative_to(modules)
-            if file.is_file() and (relative.parts[0] in GENERATED or file.suffix == '.so'):
+            if file.suffix == '.so' or (file.suffix == '.py' and relative.parts[0] in GENERATED):
                 replace(file, target / relative)
                 self.written.append(str(target / relative))
         libraries = sorted((prefix / 'lib').glob('*.so'))
