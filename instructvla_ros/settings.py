@@ -156,9 +156,8 @@ class Control:
         0.0, 'longest time a chunk plays after it was admitted; 0: to its end', unit='s', ge=0.0, le=60.0
     )
     tracking_lag: float = option(
-        0.05, 'time by which the arm follows its command; chunks play this much ahead', unit='s', ge=0.0, le=0.5
+        0.05, 'time by which the arm follows its command; the gripper waits for it', unit='s', ge=0.0, le=0.5
     )
-    estimate_lag: bool = option(True, 'measure the tracking lag while the arm moves, starting from tracking_lag')
     ramp_time: float = option(
         1.0, 'time over which the first commands after enable grow to full speed', unit='s', ge=0.0, le=30.0
     )

@@ -1,18 +1,22 @@
 """Plays action chunks: which pose to aim at now, and which gripper opening.
 
-The deltas of a chunk mean "from the pose at the observation". The arm was then following the command given one
-tracking lag earlier, so the deltas are integrated from that *commanded* pose, ``C(observation - lag)``, and the
-resulting absolute path is played one lag ahead, at ``now + lag``. Consequences:
+The deltas of a chunk mean "from the pose at the observation" P. They are integrated from the command that makes the
+arm be at P, which is P plus the standing offset between command and measurement (sag, friction). That gives an
+absolute path. Where to enter it: while the model was thinking the arm moved on, so the path is entered at the
+point nearest to the running target, at most as late as the measured latency (plus the lead of the command over the arm)
+allows, and played at its own speed from there.
 
-* steps that elapsed while the model was thinking are skipped by time, not by count;
-* a policy that plans from what it sees gets the same path at any latency: in steady motion consecutive
-  chunks describe the same path, and a goal is reached without overshoot, because the path ends in it;
-* a constant offset between command and measurement (sag, friction) is carried along, so a chunk of zeros holds;
-* beyond ``rebase_distance`` or ``rebase_angle`` from the pose the policy saw, the path starts at that pose instead.
+* The steps that the arm has executed during the latency are skipped, by where it is; a step it has not executed is not.
+* In steady motion consecutive chunks describe the same path whatever the latency and the lag of the arm, so the seams
+  vanish; a policy that aims at a goal reaches it without overshoot, because every path ends in it.
+* The offset is ``C(observation - tracking_lag) - P``, C being the commanded poses, learned only while the command
+  stands still (in motion it holds unmodelled dynamics, and feeding those back through the latency oscillates). So
+  a chunk of zeros holds an arm that sags. Beyond ``rebase_distance`` or ``rebase_angle`` it is dropped.
 
-Integrating from the command at take-over, the plain alternative, adds what was executed during the latency to the
-goal: it overshoots by speed times lag. Where a new path does not meet the running target, the difference in pose
-and velocity fades out along a cubic, so the target and its velocity are continuous at every seam.
+Two plainer ways were tried and are worse: integrating from the command at take-over adds what was executed during the
+latency to the goal (overshoot of speed times lag); skipping by the clock alone makes an arm that started late
+hurry after the plan, run ahead of its next observation, and overshoot. Where a path does not meet the running target,
+the difference in pose and velocity fades out along a cubic, so the target and its velocity are continuous.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 import pinocchio as pin
 
 from ..datatypes import ActionChunk, Verdict, VerdictAction
-from ..geometry import Array, interpolate, rotation_angle
+from ..geometry import Array, interpolate
 from ..settings import Control
 from .bounds import Bounds
 from .ensemble import compatible, ensemble_chunk
@@ -33,6 +37,15 @@ from .path import Path, fade
 
 HISTORY = 70.0  # s of commanded poses that are kept at most; observations older than that cannot be admitted
 CATCH_UP = 0.5  # share of the tcp speed bound that closing a gap at a seam may use
+STILL_TIME = 0.4  # s: the command stands still when over this time it moved less than the following
+STILL_DISTANCE = 0.001  # m
+STILL_ANGLE = 0.005  # rad
+LEAD = 0.3  # s by which a target may be ahead of the arm
+GRID = 0.25  # of a step period: first search for the entry point
+REFINEMENTS = 6
+LONGEST_PERIOD = 0.1  # s: a late period does not make the path leap
+ENTRY_TOLERANCE = 1e-4  # m: points this much further count as equally near
+TURN_WEIGHT = 0.3  # m per rad
 SLOPE_STEP = 1e-3  # s: difference quotient for the velocity of a path
 
 
@@ -42,41 +55,42 @@ class Sample:
 
     Attributes:
         pose: (4, 4) to aim at [m]. gripper: openness 0..1. step_index: step that is due now.
-        chunk: being played.
+        chunk: being played. share: of the path's own speed that was allowed; speed: tcp speed it asked for [m/s].
     """
 
     pose: Array
     gripper: float
     step_index: int
     chunk: ActionChunk
+    share: float = 1.0
+    speed: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Play:
-    """One chunk being played, with the fade that joins it to the motion before it."""
+    """One chunk being played, with the fade that joins it to the motion before it. Times are into the path [s]."""
 
     chunk: ActionChunk
     path: Path
-    lag: float
+    entry: float
     admitted_ns: int
     offset: Array  # (6,) position [m], rotation vector in the base frame [rad]
     slope: Array  # (6,) derivative of the offset per fade time
     fade_time: float
 
-    def at(self, now_ns: int, lag: float | None = None) -> Array:
-        """Target pose (4, 4) at a time [ns]."""
-        pose = self.path.at((now_ns - self.path.start_ns) * 1e-9 + self.lag)
-        s = (now_ns - self.admitted_ns) * 1e-9 / self.fade_time
+    def at(self, time: float) -> Array:
+        """Target pose (4, 4)."""
+        pose = self.path.at(time)
+        s = (time - self.entry) / self.fade_time
         if s < 1.0:
             rest = fade(max(s, 0.0), self.offset, self.slope)
             pose[:3, 3] += rest[:3]
             pose[:3, :3] = pin.exp3(rest[3:]) @ pose[:3, :3]
         return pose
 
-    def velocity(self, now_ns: int) -> Array:
-        """Velocity (6,) of the target in the base frame [m/s], [rad/s], looking back from a time [ns]."""
-        step = round(SLOPE_STEP * 1e9)
-        return _difference(self.at(now_ns - step), self.at(now_ns)) / SLOPE_STEP
+    def velocity(self, time: float) -> Array:
+        """Velocity (6,) of the target in the base frame [m/s], [rad/s]."""
+        return _difference(self.at(time - SLOPE_STEP), self.at(time)) / SLOPE_STEP
 
 
 def _difference(a: Array, b: Array) -> Array:
@@ -93,7 +107,11 @@ class ChunkPlayer:
         self._history: deque[tuple[int, Array]] = deque(maxlen=max(16, int(HISTORY * control.rate)))
         self._chunks: deque[ActionChunk] = deque(maxlen=control.ensemble_size)
         self._play: _Play | None = None
+        self._time = 0.0  # into the path being played [s]
+        self._rate = 1.0  # of the path's own speed, in the last period
+        self._sampled_ns = 0
         self._target = np.eye(4)
+        self._offset = np.zeros(6)  # standing command minus measurement: position [m], base-frame rotation vector [rad]
 
     @property
     def active(self) -> bool:
@@ -106,6 +124,7 @@ class ChunkPlayer:
         with self._lock:
             self._history.clear()
             self._history.append((now_ns, pose))
+            self._offset = np.zeros(6)
             self.stop(pose)
 
     def stop(self, pose: Array) -> None:
@@ -133,11 +152,11 @@ class ChunkPlayer:
                 newer = (stamp, pose)
             return newer[1] if newer is not None else self._target
 
-    def admit(self, chunk: ActionChunk, now_ns: int, lag: float = 0.0) -> tuple[Verdict, ...]:
+    def admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
         """Take a chunk over, or refuse it.
 
         Args:
-            chunk: checked. now_ns: time of the take-over [ns]. lag: time by which the arm follows its command [s].
+            chunk: checked. now_ns: time of the take-over [ns].
 
         Returns:
             A REFUSED verdict when the chunk is out of order; otherwise what was changed.
@@ -154,39 +173,82 @@ class ChunkPlayer:
                         ),
                     )
             verdicts: list[Verdict] = []
-            base = self._base(chunk, lag, verdicts)
+            base = self._base(chunk, verdicts)
             played = self._ensemble(chunk)
             path = Path.of_chunk(played, base, self.bounds.box_lower, self.bounds.box_upper)
-            self._play = self._join(played, path, now_ns, lag)
+            self._play = self._join(played, path, now_ns)
             return tuple(verdicts)
 
-    def sample(self, now_ns: int) -> Sample | None:
-        """What to aim at at a time [ns]; None when no chunk is left to play (the dead-man then acts)."""
+    def sample(self, now_ns: int, start: Array | None = None, scale: float = 1.0) -> Sample | None:
+        """What to aim at at a time [ns]; None when no chunk is left to play (the dead-man then acts).
+
+        The path is followed at its own speed, or slower when the next target would be further from ``start`` (4, 4),
+        the pose aimed at before, than the tcp speed bounds times ``scale`` allow in one period: an arm that
+        is held up does not have to hurry afterwards.
+        """
         with self._lock:
             play = self._play
             if play is None:
                 return None
-            since = (now_ns - play.path.start_ns) * 1e-9
-            if since + play.lag > play.path.duration + self.control.hold_after or (
-                0.0 < self.control.play_time < (now_ns - play.admitted_ns) * 1e-9
-            ):
+            elapsed = min(max((now_ns - self._sampled_ns) * 1e-9, 0.0), LONGEST_PERIOD)
+            self._sampled_ns = now_ns
+            share, speed = self._share(play, elapsed, start, scale)
+            self._time += share * elapsed
+            self._rate = share
+            if self._over(play, now_ns):
                 self._play = None
                 self._chunks.clear()
                 return None
-            pose = play.at(now_ns)
-            self._target = pose
-            index = min(max(int(since / play.path.period), 0), play.chunk.horizon - 1)
-            return Sample(pose, float(play.chunk.steps[index, 6]), index, play.chunk)
+            self._target = play.at(self._time)
+            reached = self._time - self.control.tracking_lag  # what the arm itself, and so the gripper, has come to
+            index = min(max(int(reached / play.path.period), 0), play.chunk.horizon - 1)
+            return Sample(self._target, float(play.chunk.steps[index, 6]), index, play.chunk, share, speed)
+
+    def _over(self, play: _Play, now_ns: int) -> bool:
+        control = self.control
+        # A path that is held up for good (an unreachable pose) does not keep its chunk alive.
+        longest = play.path.duration + control.hold_after + control.safety.max_observation_age
+        return (
+            self._time > play.path.duration + control.hold_after
+            or (now_ns - play.path.start_ns) * 1e-9 > longest
+            or 0.0 < control.play_time < (now_ns - play.admitted_ns) * 1e-9
+        )
+
+    def _share(self, play: _Play, elapsed: float, start: Array | None, scale: float) -> tuple[float, float]:
+        """Share of the elapsed time by which to advance on the path, and the tcp speed that the whole would take."""
+        if start is None or elapsed <= 0.0:
+            return 1.0, 0.0
+        safety, period = self.bounds.safety, self.bounds.period
+        reach = scale * safety.max_cartesian_speed * period
+        swing = scale * safety.max_rotation_speed * period
+
+        def excess(share: float) -> tuple[float, float]:
+            d = _difference(start, play.at(self._time + share * elapsed))
+            distance, angle = float(np.sqrt(d[:3] @ d[:3])), float(np.sqrt(d[3:] @ d[3:]))
+            return max(distance / max(reach, 1e-9), angle / max(swing, 1e-9)), distance / period
+
+        whole, speed = excess(1.0)
+        if whole <= 1.0:
+            return 1.0, speed
+        low, high = 0.0, 1.0
+        for _ in range(REFINEMENTS):
+            middle = 0.5 * (low + high)
+            if excess(middle)[0] <= 1.0:
+                low = middle
+            else:
+                high = middle
+        return low, speed
 
     def _refuse(self, chunk: ActionChunk, why: str) -> Verdict:
         text = f'chunk {chunk.id}: {why}'
         return Verdict('chunk_order', VerdictAction.REFUSED, 'observation', text=text, chunk_id=chunk.id)
 
-    def _base(self, chunk: ActionChunk, lag: float, verdicts: list[Verdict]) -> Array:
-        base = self.commanded(chunk.observation_stamp_ns - round(lag * 1e9))
-        seen = np.asarray(chunk.reference_pose, dtype=np.float64)
-        distance = float(np.linalg.norm(base[:3, 3] - seen[:3, 3]))
-        angle = rotation_angle(base, seen)
+    def _base(self, chunk: ActionChunk, verdicts: list[Verdict]) -> Array:
+        """Commanded pose (4, 4) from which the deltas of a chunk start."""
+        then = chunk.observation_stamp_ns - round(self.control.tracking_lag * 1e9)
+        seen, commanded = np.asarray(chunk.reference_pose, dtype=np.float64), self.commanded(then)
+        difference = _difference(seen, commanded)
+        distance, angle = float(np.linalg.norm(difference[:3])), float(np.linalg.norm(difference[3:]))
         control = self.control
         for value, limit, unit in ((distance, control.rebase_distance, 'm'), (angle, control.rebase_angle, 'rad')):
             if value > limit:
@@ -195,10 +257,15 @@ class ChunkPlayer:
                     'the chunk starts at the latter'
                 )
                 verdicts.append(Verdict('rebase', VerdictAction.PASSED, 'tcp', value, limit, unit, text, chunk.id))
-                clean = np.eye(4)
-                clean[:3, 3] = seen[:3, 3]
-                clean[:3, :3] = pin.Quaternion(seen[:3, :3]).normalized().matrix()
-                return clean
+                difference = np.zeros(6)
+                self._offset = difference
+        moved = _difference(self.commanded(then - round(STILL_TIME * 1e9)), commanded)
+        if np.linalg.norm(moved[:3]) <= STILL_DISTANCE and np.linalg.norm(moved[3:]) <= STILL_ANGLE:
+            self._offset = difference
+        base = np.eye(4)
+        base[:3, 3] = seen[:3, 3] + self._offset[:3]
+        rotation = pin.Quaternion(seen[:3, :3]).normalized().matrix()
+        base[:3, :3] = pin.exp3(self._offset[3:]) @ rotation
         return base
 
     def _ensemble(self, chunk: ActionChunk) -> ActionChunk:
@@ -209,12 +276,13 @@ class ChunkPlayer:
         self._chunks.appendleft(chunk)
         return ensemble_chunk(list(self._chunks), self.control.ensemble_alpha)
 
-    def _join(self, chunk: ActionChunk, path: Path, now_ns: int, lag: float) -> _Play:
+    def _join(self, chunk: ActionChunk, path: Path, now_ns: int) -> _Play:
         zero = np.zeros(6)
-        fresh = _Play(chunk, path, lag, now_ns, zero, zero, 1.0)
-        new, old = fresh.at(now_ns), self._play
-        offset = _difference(new, old.at(now_ns) if old else self._target)
-        slope = (old.velocity(now_ns) if old else zero) - fresh.velocity(now_ns)
+        running = zero if self._play is None else self._rate * self._play.velocity(self._time)
+        entry = self._entry(path, self._target, (now_ns - chunk.observation_stamp_ns) * 1e-9)
+        fresh = _Play(chunk, path, entry, now_ns, zero, zero, 1.0)
+        offset = _difference(fresh.at(entry), self._target)
+        slope = running - fresh.velocity(entry)
         safety = self.bounds.safety
         gap = float(np.linalg.norm(offset[:3])) / max(safety.max_cartesian_speed, 1e-6)
         turn = float(np.linalg.norm(offset[3:])) / max(safety.max_rotation_speed, 1e-6)
@@ -222,4 +290,29 @@ class ChunkPlayer:
         time = max(1.5 / CATCH_UP * max(gap, turn), chunk.step_period, 2.0 * self.bounds.period)
         if self.control.strategy == 'blend':
             time = max(time, self.control.blend_time)
-        return _Play(chunk, path, lag, now_ns, offset, slope * time, time)
+        self._time, self._rate = entry, 1.0
+        if self._play is None:
+            self._sampled_ns = now_ns
+        return _Play(chunk, path, entry, now_ns, offset, slope * time, time)
+
+    def _entry(self, path: Path, target: Array, elapsed: float) -> float:
+        """Time into the path [s] at which it comes nearest to the target; the earliest if there are several."""
+        latest = min(max(elapsed, 0.0) + LEAD, path.duration)
+        step = min(GRID * path.period, 0.05)
+
+        def distance(time: float) -> float:
+            d = _difference(path.at(time), target)
+            return float(np.sqrt(d[:3] @ d[:3] + TURN_WEIGHT**2 * (d[3:] @ d[3:])))
+
+        times = np.arange(0.0, latest + 0.5 * step, step)
+        values = np.array([distance(t) for t in times])
+        best = int(np.argmax(values <= values.min() + ENTRY_TOLERANCE))
+        low, high = max(times[best] - step, 0.0), min(times[best] + step, latest)
+        for _ in range(REFINEMENTS):
+            third = (high - low) / 3.0
+            if distance(low + third) <= distance(high - third):
+                high -= third
+            else:
+                low += third
+        middle = 0.5 * (low + high)
+        return float(middle if distance(middle) < values[best] else times[best])

@@ -33,18 +33,19 @@ class CollisionCheck:
         geometry = pin.buildGeomFromUrdfString(full, urdf, pin.GeometryType.COLLISION)
         locked = [full.getJointId(n) for n in list(full.names)[1:] if n not in embodiment.arm_joints]
         self.model, self.geometry = pin.buildReducedModel(full, geometry, locked, pin.neutral(full))
-        objects = list(self.geometry.geometryObjects)
+        # Adding the table moves the objects in memory: keep values, not references.
+        bodies = [(o.name, o.parentJoint) for o in self.geometry.geometryObjects]
         pairs = [
             (i, j)
-            for i in range(len(objects))
-            for j in range(i + 1, len(objects))
-            if abs(objects[i].parentJoint - objects[j].parentJoint) > NEIGHBOURS
+            for i in range(len(bodies))
+            for j in range(i + 1, len(bodies))
+            if abs(bodies[i][1] - bodies[j][1]) > NEIGHBOURS
         ]
         if table_height is not None:
             base = full.frames[full.getFrameId(embodiment.base_frame)].placement
             plane = coal.Halfspace(np.array([0.0, 0.0, 1.0]), float(table_height))
             table = self.geometry.addGeometryObject(pin.GeometryObject(TABLE, 0, base, plane))
-            pairs += [(i, table) for i, o in enumerate(objects) if o.parentJoint >= 2 and 'finger' not in o.name]
+            pairs += [(i, table) for i, (name, joint) in enumerate(bodies) if joint >= 2 and 'finger' not in name]
         for i, j in pairs:
             self.geometry.addCollisionPair(pin.CollisionPair(i, j))
         self.data, self.geometry_data = self.model.createData(), self.geometry.createData()

@@ -20,7 +20,6 @@ from .chunk_player import ChunkPlayer, Sample
 from .direct import Backend, DirectBackend
 from .gripper import GripperSwitch
 from .kinematics import Kinematics
-from .lag import LagEstimator
 from .safety import Motion, halt, move
 from .safety_chunk import check_chunk
 from .safety_motion import check_state, check_tracking
@@ -29,6 +28,7 @@ from .time_law import MotionState, TimeLaw
 HORIZON_PERIODS = 2.0  # a command is to be reached this many periods after its stamp
 ANCHOR_SPEED = 0.2  # rad/s: above this a measured arm is not taken as the start of a command
 MIN_RAMP = 0.05  # share of the speed bounds at the first command
+SLOWED = 0.98  # a path played slower than this share of its speed is reported
 
 
 class Mode(IntEnum):
@@ -91,7 +91,6 @@ class Controller:
         self.backend: Backend = backend or DirectBackend(embodiment, self.bounds, kinematics)
         self.law = TimeLaw(self.bounds, self.backend.position, self.backend.collision)
         self.player = ChunkPlayer(control, self.bounds)
-        self.lag = LagEstimator(control.tracking_lag, control.estimate_lag)
         self._gripper = GripperSwitch(embodiment.gripper)
         self._gripper_due = False
         self._lock = threading.RLock()
@@ -182,7 +181,7 @@ class Controller:
         checked, verdicts = check_chunk(chunk, now_ns, self.bounds)
         if checked is None:
             return verdicts
-        return (*verdicts, *self.player.admit(checked, now_ns, self.lag.value))
+        return (*verdicts, *self.player.admit(checked, now_ns))
 
     def tick(self, now_ns: int, state: RobotState | None) -> ControllerOutput:
         """One period.
@@ -211,7 +210,6 @@ class Controller:
         self._motion = None
         self._ramp_ns = None
         self._blocked = ''
-        self.lag.restart()
         self.player.stop(self._measured_pose)
 
     def _check_clock(self, elapsed: float | None, verdicts: list[Verdict]) -> None:
@@ -233,8 +231,6 @@ class Controller:
         if fault is None and state is not None:
             self._measured = state
             self._measured_pose = self.backend.forward(state.q)
-            if self._motion is not None and not self._dry_run:
-                self.lag.measure(state.stamp_ns, state.q)
             return state
         if fault is not None:
             verdicts.append(fault)
@@ -258,7 +254,6 @@ class Controller:
         self._pose = pose
         self.backend.reset(fresh.q)
         self.player.reset(pose, now_ns)
-        self.lag.restart()
         if not self._driving:
             self._gripper.reset(fresh.gripper)
         return True
@@ -276,15 +271,25 @@ class Controller:
                 verdicts.append(error)
                 self._blocked = 'tracking_error'
         playing = self.player.active
-        sample = self.player.sample(now_ns) if active and not self._blocked else None
-        if sample is None:
+        if not active or self._blocked or not playing:
             self._halt(now_ns, playing, active, fresh, verdicts)
             return None
         if self._ramp_ns is None:
             self._ramp_ns = now_ns
         ramp = self.control.ramp_time
-        share = 1.0 if ramp <= 0.0 else min(1.0, max(MIN_RAMP, (now_ns - self._ramp_ns) * 1e-9 / ramp))
-        self._motion, changes = move(self._motion, sample.pose, self.law, self.backend, share, sample.chunk.id)
+        scale = 1.0 if ramp <= 0.0 else min(1.0, max(MIN_RAMP, (now_ns - self._ramp_ns) * 1e-9 / ramp))
+        sample = self.player.sample(now_ns, self._motion.target, scale)
+        if sample is None:
+            self._halt(now_ns, playing, active, fresh, verdicts)
+            return None
+        if sample.share < SLOWED:
+            limit = scale * self.bounds.safety.max_cartesian_speed
+            text = (
+                f'the path is played at {100 * sample.share:.0f} % of its speed to keep the tcp within its speed bounds'
+            )
+            verdict = Verdict('cartesian_speed', VerdictAction.SCALED, 'tcp', sample.speed, limit, 'm/s', text)
+            verdicts.append(replace(verdict, chunk_id=sample.chunk.id))
+        self._motion, changes = move(self._motion, sample.pose, self.law, self.backend, scale, sample.chunk.id)
         verdicts += changes
         self._gripper_due = self._gripper.update(sample.gripper) or self._gripper_due
         self._record(now_ns)
@@ -310,10 +315,8 @@ class Controller:
 
     def _record(self, now_ns: int) -> None:
         assert self._motion is not None
-        joints = self._motion.joints
-        self._pose = self.backend.forward(joints.q)
+        self._pose = self.backend.forward(self._motion.joints.q)
         self.player.record(now_ns, self._pose)
-        self.lag.command(now_ns, joints.q, joints.dq)
 
     def _mode(self, sample: Sample | None) -> Mode:
         if self._latch:

@@ -29,8 +29,8 @@ class Backend(Protocol):
     def reset(self, q: Array) -> None:
         """Start the joint reference at q."""
 
-    def track(self, target: Array, dt: float) -> IkStep:
-        """Move the joint reference one period towards a tcp pose; it stays where it is when the step stalls."""
+    def track(self, target: Array, dt: float, speed: float = 1.0) -> IkStep:
+        """Move the joint reference one period towards a tcp pose, with at most this share of the velocity bounds."""
 
     def collision(self, q: Array) -> str:
         """What collides at q, '' when free or unknown."""
@@ -75,9 +75,9 @@ class DirectBackend:
         """Start the joint reference at q."""
         self._reference = np.array(q, dtype=np.float64)
 
-    def track(self, target: Array, dt: float) -> IkStep:
-        """One differential step of the reference."""
-        step = self.kinematics.step(self._reference, target, dt)
+    def track(self, target: Array, dt: float, speed: float = 1.0) -> IkStep:
+        """One differential step of the reference; it stays where it is when the step stalls."""
+        step = self.kinematics.step(self._reference, target, dt, speed)
         self._reference = step.q
         return step
 

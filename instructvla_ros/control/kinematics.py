@@ -62,7 +62,7 @@ class _Box(Limit):  # type: ignore[misc]
     """Bounds on the displacement of every joint in one step: velocity, position and braking distance."""
 
     def __init__(self, lower: Array, upper: Array, velocity: Array, acceleration: Array) -> None:
-        self.lower, self.upper, self.velocity = lower, upper, velocity
+        self.lower, self.upper, self.speed = lower, upper, velocity
         self.braking = BRAKING_SHARE * acceleration
         self.matrix = np.vstack([np.eye(len(lower)), -np.eye(len(lower))])
         self.bound = np.zeros(2 * len(lower))  # of the last problem
@@ -76,7 +76,7 @@ class _Box(Limit):  # type: ignore[misc]
         braking = np.concatenate([self.braking, self.braking])
         # Discrete form of sqrt(2 a x): after this step the joint still has to stop within what is left.
         approach = braking * dt * (np.sqrt(dt * dt + 2.0 * room / braking) - dt)
-        speed = np.concatenate([self.velocity, self.velocity]) * dt
+        speed = np.concatenate([self.speed, self.speed]) * dt
         np.minimum(approach, room, out=room)
         self.free = speed <= room
         self.bound = np.minimum(room, speed)
@@ -171,8 +171,11 @@ class Kinematics:
         pose = pin.updateFramePlacement(self.model, self.data, self.tcp)
         return np.array(pose.translation if self._identity_base else self.base.actInv(pose).translation)
 
-    def step(self, q: ArrayLike, target: ArrayLike, dt: float) -> IkStep:
+    def step(self, q: ArrayLike, target: ArrayLike, dt: float, speed: float = 1.0) -> IkStep:
         """One step of differential inverse kinematics towards T_base_tcp ``target`` (4, 4) in ``dt`` [s].
+
+        A target too far for the velocity limits is approached on the straight way: the step is shortened, not bent.
+        ``speed`` is the share of the velocity limits that may be used, 0..1.
 
         A start outside the position limits is allowed: it is drawn back to them no faster than the velocity limits.
 
@@ -185,9 +188,10 @@ class Kinematics:
             raise KinematicsError(f'dt must be a positive number of seconds, got {dt}')
         inside = np.clip(start, self.lower, self.upper)
         configuration = Configuration(self.model, self.data, inside, copy_data=False)
-        self._frame_task.set_target(goal)
+        self._box.speed = min(max(speed, 0.0), 1.0) * self.velocity
         before = self._score(goal)
-        damping = self._damping(configuration)
+        damping, slow = self._damping_and_slow(goal, self._box.speed * dt)
+        self._frame_task.set_target(goal if slow is None else self._part_way(goal, slow[1]))
         self._posture_task.gain = min(1.0, dt / POSTURE_TIME)
         try:
             velocity = solve_ik(
@@ -218,13 +222,13 @@ class Kinematics:
         if stalled:
             moved = inside
             self._evaluate(moved, goal)
-        reach = self.velocity * dt
+        reach = self._box.speed * dt
         out = start + np.clip(moved - start, -reach, reach)
         placement = self.data.oMf[self.tcp]
         position = float(np.linalg.norm(placement.translation - goal.translation))
         rotation = float(np.linalg.norm(pin.log3(placement.rotation.T @ goal.rotation)))
         reached = position <= POSITION_TOLERANCE and rotation <= ROTATION_TOLERANCE
-        limited_by = '' if reached else self._cause(active, damping, stalled)
+        limited_by = '' if reached else self._cause(active, damping, stalled, slow)
         return IkStep(out, (out - start) / dt, position, rotation, limited_by, stalled and not reached)
 
     def solve(self, target: ArrayLike, seed: ArrayLike) -> IkStep:
@@ -272,21 +276,33 @@ class Kinematics:
         pin.updateFramePlacement(self.model, self.data, self.tcp)
         return self._score(goal)
 
-    def _damping(self, configuration: Configuration) -> float:
+    def _damping_and_slow(self, goal: pin.SE3, reach: Array) -> tuple[float, tuple[int, float] | None]:
+        """Damping of the QP; and the joint that is too slow for the whole way with the share of it that is possible."""
         jacobian = pin.getFrameJacobian(self.model, self.data, self.tcp, pin.ReferenceFrame.LOCAL)
-        smallest = float(np.sqrt(max(np.linalg.eigvalsh(jacobian @ jacobian.T)[0], 0.0)))
-        if smallest >= SINGULAR_VALUE:
-            return 1e-12
-        return float((SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2)
+        square = jacobian @ jacobian.T
+        smallest = float(np.sqrt(max(np.linalg.eigvalsh(square)[0], 0.0)))
+        damping = 1e-12
+        if smallest < SINGULAR_VALUE:
+            damping = float((SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2)
+        error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
+        need = np.abs(jacobian.T @ np.linalg.solve(square + (damping + 1e-9) * np.eye(6), error))
+        ratio = reach / np.maximum(need, 1e-12)
+        k = int(np.argmin(ratio))
+        return damping, None if ratio[k] >= 1.0 else (k, float(ratio[k]))
 
-    def _cause(self, active: NDArray[np.bool_], damping: float, stalled: bool) -> str:
+    def _part_way(self, goal: pin.SE3, share: float) -> pin.SE3:
+        """Pose ``share`` of the way from the tcp to the goal, along the screw between them."""
+        here = self.data.oMf[self.tcp]
+        return here * pin.exp6(share * pin.log6(here.actInv(goal)))
+
+    def _cause(self, active: NDArray[np.bool_], damping: float, stalled: bool, slow: tuple[int, float] | None) -> str:
         joints = self.embodiment.arm_joints
         position = [joints[k % self.n] for k in np.flatnonzero(active & ~self._box.free)]
         if position:
             return f'{position[0]} position'
         speed = [joints[k % self.n] for k in np.flatnonzero(active & self._box.free)]
-        if speed and not stalled:
-            return f'{speed[0]} velocity'
+        if not stalled and (speed or slow is not None):
+            return f'{joints[slow[0]] if slow is not None else speed[0]} velocity'
         if damping > 1e-12 and not stalled:
             return 'singularity'
         return 'reach'

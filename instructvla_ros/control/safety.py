@@ -23,7 +23,7 @@ from .safety_motion import check_jump, clip_to_workspace, limit_speed
 from .time_law import MotionState, TimeLaw, plan_stop
 
 IK_REPORT = 1e-3  # m, rad: an IK error beyond this is reported
-RUN_AWAY = 0.005  # m: a target further than this from what the IK reached is pulled back to it
+RUN_AWAY = 0.001  # m: a target further than this from what the IK reached is pulled back to it
 TAIL_POINTS = 5
 
 
@@ -56,7 +56,7 @@ def move(
     verdicts = (*verdicts, *slowed)
     before = backend.reference
     try:
-        step = backend.track(target, bounds.period)
+        step = backend.track(target, bounds.period, scale)
     except KinematicsError as err:
         verdict = Verdict('ik', VerdictAction.HELD, 'target', text=str(err), chunk_id=chunk_id)
         return halt(motion, law, backend), (*verdicts, verdict)

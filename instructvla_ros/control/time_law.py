@@ -173,7 +173,7 @@ class TimeLaw:
         up = np.sqrt(b.acceleration * np.maximum(b.upper - goal, 0.0))
         down = np.sqrt(b.acceleration * np.maximum(goal - b.lower, 0.0))
         speed = np.clip(dq_ref, -np.minimum(0.95 * ceiling, down), np.minimum(0.95 * ceiling, up))
-        if (np.abs(dq_ref) > ceiling).any():
+        if (np.abs(dq_ref) > ceiling * (1.0 + 1e-6)).any():
             limited = np.clip(dq_ref, -ceiling, ceiling)
             verdicts.append(self._clip('joint_velocity', dq_ref, limited, 'rad/s', VerdictAction.SCALED))
         proposal = self._approach(state, goal, speed, ceiling)
