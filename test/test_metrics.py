@@ -181,3 +181,34 @@ def test_scores_by_task():
     assert put['success_after']['p50'] == pytest.approx(6.0) and put['verdicts'] == {'workspace clipped': 6}
     assert [f['seed'] for f in put['failures']] == [1]
     assert put['latency']['without_policy']['p99_worst'] == pytest.approx(0.022) and put['jitter']['p50'] is None
+
+
+# Stops.
+
+
+def stopping(rest_after: float | None, latched: bool = True) -> tuple[RunLog, int]:
+    """A joint that moves at 0.5 rad/s and comes to rest linearly in speed after the stop at 1.0 s; None: never."""
+    table = Table(ControllerRows, 1)
+    asked = START_NS + 1_000_000_000
+    q = 0.0
+    for k in range(300):
+        t = 0.01 * k
+        speed = 0.5 if t < 1.0 or rest_after is None else max(0.0, 0.5 * (1.0 - (t - 1.0) / rest_after))
+        q += 0.01 * speed
+        mode = 'STOPPED' if latched and t >= 1.02 else 'TRACKING'
+        row = {f.name: 0 for f in dataclasses.fields(ControllerRows)}
+        row.update(stamp_ns=START_NS + round(t * 1e9), mode=runlog.MODES.index(mode), measured_q=[q], commanded_q=[q], commanded_dq=[speed])
+        table.append(**{**row, 'commanded_xyz': (0, 0, 0), 'measured_xyz': (0, 0, 0)})
+    return RunLog(meta={'start_ns': START_NS}, joint_names=('j',), controller=table.build()), asked
+
+
+def test_stop_times():
+    found = metrics.stop_times(*stopping(0.2))
+    assert found['latched'] == pytest.approx(0.02, abs=1e-6)
+    assert 0.15 < found['rest'] < 0.3
+    assert found['travel'] == pytest.approx(0.5 * 0.2 / 2, rel=0.15)
+
+
+def test_a_missed_stop_is_seen():
+    assert metrics.stop_times(*stopping(None))['rest'] is None
+    assert metrics.stop_times(*stopping(0.2, latched=False))['latched'] is None

@@ -136,6 +136,35 @@ def frame_statistics(log: RunLog) -> dict[str, dict[str, Any]]:
     return out
 
 
+def stop_times(log: RunLog, asked_ns: int, still: float = 0.01) -> dict[str, Any]:
+    """What the arm did after a stop was asked for at ``asked_ns``.
+
+    Args:
+        still: joint speed below which the arm counts as at rest [rad/s].
+
+    Returns:
+        latched: time until the controller said STOPPED [s] or None. rest: time until every measured joint was slower than
+        ``still`` for good [s] or None. travel: largest joint change from the stop to the end of the log [rad].
+    """
+    c = log.controller
+    after = c.stamp_ns >= asked_ns
+    time = (c.stamp_ns[after] - asked_ns) / 1e9
+    stopped = np.flatnonzero(c.mode[after] == MODES.index('STOPPED'))
+    q = c.measured_q[after]
+    if len(q) < 3 or not np.all(np.isfinite(q)):
+        return {'latched': float(time[stopped[0]]) if len(stopped) else None, 'rest': None, 'travel': None}
+    # Over five periods: the joint states come with their own rate, single differences would show it.
+    k = min(5, len(q) - 1)
+    dt = np.maximum(time[k:] - time[:-k], 1e-6)
+    fast = np.flatnonzero(np.abs(q[k:] - q[:-k]).max(axis=1) / dt > still)
+    at_rest = 0.0 if not len(fast) else float(time[fast[-1] + k])
+    return {
+        'latched': float(time[stopped[0]]) if len(stopped) else None,
+        'rest': at_rest if not len(fast) or fast[-1] + k < len(q) - 1 else None,
+        'travel': float(np.abs(q - q[0]).max()),
+    }
+
+
 def summarize(log: RunLog) -> dict[str, Any]:
     """Everything the report and ``metrics.json`` show, in SI units."""
     c = log.controller

@@ -51,6 +51,8 @@ class EpisodeSettings:
     control_rate: float = option(0.0, 'nominal rate of the controller, for the jitter; 0: its median', unit='Hz', ge=0.0)
     ready_timeout: float = option(60.0, 'how long the graph may take to come up', unit='s', ge=1.0, le=3600.0)
     time_limit: float = option(0.0, 'time limit of an episode; 0: that of the task', unit='s', ge=0.0, le=3600.0)
+    stop_every: int = option(0, 'stop the arm in the middle of every n-th episode, as a drill; 0: never', ge=0)
+    stop_after: float = option(2.5, 'when in the episode the drill comes', unit='s', ge=0.0, le=60.0)
     settle: float = option(0.6, 'time between the end of a goal and the judgement', unit='s', ge=0.0, le=60.0)
 
 
@@ -75,6 +77,7 @@ class EpisodeNode(BaseNode):
         group = ReentrantCallbackGroup()
         self._enable = self.create_client(SetBool, 'enable', callback_group=group)
         self._latch = self.create_client(Trigger, 'reset', callback_group=group)
+        self._stop_arm = self.create_client(Trigger, 'stop', callback_group=group)
         self._world = self.create_client(ResetWorld, '/sim/reset', callback_group=group)
         self._execute = ActionClient(self, ExecuteInstruction, 'execute', callback_group=group)
         self._recorder = Recorder(self, self._robot, images=self._settings.record and self._settings.video)
@@ -158,8 +161,10 @@ class EpisodeNode(BaseNode):
         if with_video:
             folder.mkdir(parents=True, exist_ok=True)
         self._recorder.start(folder if with_video else None)
-        result = self._follow(answer.instruction, limit)
-        self._stop.wait(self._settings.settle)
+        every = self._settings.stop_every
+        drill = self._settings.stop_after if every and index % every == every - 1 else None
+        result = self._follow(answer.instruction, limit, drill)
+        self._stop.wait(self._settings.settle if drill is None else max(self._settings.settle, 1.0))
         return self._conclude(episode, answer.instruction, result, limit, folder)
 
     def _wait_fresh_joints(self) -> None:
@@ -172,8 +177,8 @@ class EpisodeNode(BaseNode):
             if time.monotonic() > deadline or self._stop.wait(0.1):
                 raise GraphError(f'the controller cannot be enabled: {answer.message}')
 
-    def _follow(self, instruction: str, limit: float) -> dict[str, Any]:
-        """Send the goal, report progress, wait for its end."""
+    def _follow(self, instruction: str, limit: float, drill: float | None = None) -> dict[str, Any]:
+        """Send the goal, report progress, wait for its end; with ``drill``, stop the arm at that time [s]."""
         feedback: dict[str, Any] = {'state': 'WAITING_INPUT'}
 
         def on_feedback(message: Any) -> None:
@@ -188,6 +193,7 @@ class EpisodeNode(BaseNode):
         future.add_done_callback(lambda _: done.set())
         deadline = time.monotonic() + limit + 15.0
         solved_at: float | None = None
+        asked_ns: int | None = None
         while not done.wait(0.1):
             scene = self._recorder.scene
             solved_at = _solved_at(scene, solved_at)
@@ -197,14 +203,19 @@ class EpisodeNode(BaseNode):
                     mode=runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else '', sentence=self._recorder.sentence,
                     verdicts=self._recorder.verdict_counts(),
                 )  # fmt: skip
+                if drill is not None and asked_ns is None and scene.elapsed >= drill:
+                    asked_ns = self.now_ns()
+                    self._call(self._stop_arm, Trigger.Request(), 'stop')
             if self._stop.is_set() or time.monotonic() > deadline:
                 self._future(handle.cancel_goal_async(), 2.0, 'cancel')
                 if self._stop.is_set():
                     self._call(self._enable, SetBool.Request(data=False), 'enable', 2.0)
-                    return {'outcome': 'STOPPED', 'reason': 'interrupted', 'duration': 0.0, 'chunks': 0, 'solved_at': solved_at}
+                    return {'outcome': 'STOPPED', 'reason': 'interrupted', 'duration': 0.0, 'solved_at': solved_at}
                 raise GraphError(f'the goal did not end {limit + 15.0:.0f} s after it began; is the policy node alive?')
         r = future.result().result
-        return {'outcome': Outcome(r.outcome).name, 'reason': r.reason, 'duration': r.duration, 'chunks': r.chunks, 'solved_at': solved_at}
+        return {
+            'outcome': Outcome(r.outcome).name, 'reason': r.reason, 'duration': r.duration, 'solved_at': solved_at, 'stop_asked_ns': asked_ns,
+        }  # fmt: skip
 
     def _conclude(self, episode: dict[str, Any], instruction: str, result: dict[str, Any], limit: float, folder: Path) -> dict[str, Any]:
         scene = self._recorder.scene
@@ -219,6 +230,8 @@ class EpisodeNode(BaseNode):
         if self._settings.record:
             runlog.save(log, folder)
         summary = metrics.summarize(log)
+        if result.get('stop_asked_ns') is not None:
+            row['drill'] = metrics.stop_times(log, result['stop_asked_ns'])
         row['chunks'] = summary['chunks']['count']
         row['latency'] = {name: summary['latency'][name] for name in ('without_policy', 'policy', 'total')}
         row['jitter'] = summary['controller']['jitter']
