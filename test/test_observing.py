@@ -242,3 +242,24 @@ def test_pacer_starts_over_after_a_pause_without_a_burst() -> None:
     times = [*np.arange(0.0, 1.0, 1 / 15), *np.arange(3.0, 4.0, 1 / 15)]
     starts = [t for t in times if pacer.take(t)]
     assert np.diff(starts).min() > 0.16
+
+
+def test_an_old_pair_is_not_offered_because_newer_images_do_not_fit() -> None:
+    sync = synchronizer()
+    fill(sync, 0)
+    sync.feed('front', T0 + 100 * MS, image())
+    sync.feed('wrist', T0 + 190 * MS, image())
+    sync.feed_state(state(200))
+    assert isinstance(sync.latest(T0 + 290 * MS), Observation)
+    sync.feed_state(state(340))
+    seen = sync.latest(T0 + 350 * MS)
+    assert isinstance(seen, Stale) and seen.input in ('front', 'wrist') and '0.350 s' in seen.reason
+
+
+def test_a_single_view_ahead_of_the_clock_is_named() -> None:
+    sync = synchronizer()
+    sync.feed_state(state(0))
+    sync.feed('front', T0, image())
+    sync.feed('wrist', T0 + 150 * MS, image())
+    seen = sync.latest(T0)
+    assert isinstance(seen, Stale) and seen.input == 'wrist' and 'ahead' in seen.reason
