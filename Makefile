@@ -21,9 +21,8 @@ setup:
 demo: setup
 	$(VENV)/bin/instructvla demo $(ARGS)
 
-# Plain tests first: they are fast and point nearer to the fault than the ones on the ROS 2 graph.
 test: setup
-	$(PY) -m pytest $(sort $(wildcard test/test_*.py)) $(wildcard test/ros) $(ARGS)
+	$(PY) scripts/run_tests.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
