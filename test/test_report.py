@@ -123,6 +123,14 @@ def test_thoughts_and_charts_share_the_video_time(log):
     assert len(spans) == 1
 
 
+def test_a_sentence_said_again_is_one_entry(log):
+    first, second, *rest = log.reasoning
+    again = {**second, 'text': first['text']}
+    said = report.sentences(dataclasses.replace(log, reasoning=(first, again, *rest)))
+    assert [s['times'] for s in said] == [2, 1, 1] and said[0]['end'] == said[1]['begin']
+    assert sum(s['chunks'] for s in said) == len(log.chunk_ids)
+
+
 def test_video_is_embedded_or_linked(log, tmp_path, monkeypatch):
     (tmp_path / 'video.mp4').write_bytes(b'0' * 3000)
     log = dataclasses.replace(log, video={'file': 'video.mp4', 'views': ['a'], 'start_ns': log.start_ns, 'dropped': 0})

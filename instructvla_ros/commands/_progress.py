@@ -103,7 +103,7 @@ class Progress:
             self._line(f'[red]\N{BALLOT X} not solved[/] ({event["outcome"]}: {_safe(event["reason"])})')
 
     def _line(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def _show(self, text: str) -> None:
         from rich.spinner import Spinner

@@ -105,11 +105,16 @@ def banner(log: RunLog) -> dict[str, str]:
     if m.get('success'):
         when = m.get('success_after')
         head = f'Task solved in {number(when, 1)} s' if when is not None else 'Task solved'
-        return {'css': 'good', 'mark': '\N{HEAVY CHECK MARK}', 'head': head, 'text': f'The simulator judged it solved. {m.get("reason", "")}'}
+        return {'css': 'good', 'mark': '\N{HEAVY CHECK MARK}', 'head': head, 'text': _sentence(m.get('reason', ''))}
     if m.get('success') is None:
-        return {'css': 'plain', 'mark': '\N{BULLET}', 'head': 'Recorded, not judged', 'text': str(m.get('reason', ''))}
+        return {'css': 'plain', 'mark': '\N{BULLET}', 'head': 'Recorded, not judged', 'text': _sentence(m.get('reason', ''))}
     head = f'Task not solved \N{EM DASH} {m.get("outcome", "no result")}'
-    return {'css': 'bad', 'mark': '\N{HEAVY BALLOT X}', 'head': head, 'text': str(m.get('reason', ''))}
+    return {'css': 'bad', 'mark': '\N{HEAVY BALLOT X}', 'head': head, 'text': _sentence(m.get('reason', ''))}
+
+
+def _sentence(text: Any) -> str:
+    words = str(text).strip()
+    return words[:1].upper() + words[1:] + ('' if not words or words[-1] in '.!?' else '.')
 
 
 def tiles(log: RunLog, summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -134,14 +139,21 @@ def tiles(log: RunLog, summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def sentences(log: RunLog) -> list[dict[str, Any]]:
-    """What the model said: text, begin and end [s], latency, how many chunks it conditioned."""
-    ordered = sorted(log.reasoning, key=lambda r: r['stamp_ns'])
-    ends = [float(log.seconds(r['stamp_ns'])) for r in ordered[1:]]
-    out = []
-    for r, end in zip(ordered, [*ends, float('inf')]):
-        begin = max(0.0, float(log.seconds(r['stamp_ns'])))
+    """What the model said: text, begin and end [s], latency, how many chunks it conditioned, how often it was said.
+
+    A sentence said again before another one is one entry.
+    """
+    out: list[dict[str, Any]] = []
+    for r in sorted(log.reasoning, key=lambda r: r['stamp_ns']):
         count = sum(1 for reasoning_id in log.chunk_reasoning if reasoning_id == r['id'])
-        out.append({**r, 'begin': begin, 'end': min(end, 1e6), 'chunks': count})
+        if out and out[-1]['text'] == r['text']:
+            out[-1]['chunks'] += count
+            out[-1]['times'] += 1
+            continue
+        begin = max(0.0, float(log.seconds(r['stamp_ns'])))
+        if out:
+            out[-1]['end'] = begin
+        out.append({**r, 'begin': begin, 'end': 1e6, 'chunks': count, 'times': 1})
     return out
 
 

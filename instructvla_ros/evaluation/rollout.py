@@ -121,7 +121,7 @@ def run_episode(
     disturbance: Disturbance | None = None,
     world: World | None = None,
     kinematics: Kinematics | None = None,
-    linger: float = 1.0,
+    linger: float = 4.0,
 ) -> RolloutResult:
     """Run one episode until it has succeeded and the policy is done, or until its time limit.
 
@@ -315,7 +315,7 @@ class _Run:
             self.refused += 1
             return
         self.chunks += 1
-        self.done = chunk.done
+        self.done = bool(chunk.done)
 
     def _send(self, output: ControllerOutput, stamp: int) -> None:
         if output.command is not None:

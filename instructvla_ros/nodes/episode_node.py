@@ -152,7 +152,6 @@ class EpisodeNode(BaseNode):
             raise GraphError(f'the simulator refuses the episode: {answer.message}')
         scene = self._wait_scene(lambda s: s.episode == answer.episode, f'/sim/state of episode {answer.episode}')
         self._wait_fresh_joints()
-        self._call(self._latch, Trigger.Request(), 'reset')
         self._switch_on()
         limit = self._settings.time_limit or scene.time_limit
         emit('episode', index=index, of=len(self._episodes), task=scene.task, seed=scene.seed, instruction=answer.instruction, time_limit=limit)
@@ -173,7 +172,12 @@ class EpisodeNode(BaseNode):
 
     def _switch_on(self) -> None:
         deadline = time.monotonic() + _ENABLE_PATIENCE
-        while not (answer := self._call(self._enable, SetBool.Request(data=True), 'enable')).success:
+        while True:
+            # Refused while there is no stop latch, and while the arm still brakes: what counts is what enable says.
+            self._call(self._latch, Trigger.Request(), 'reset')
+            answer = self._call(self._enable, SetBool.Request(data=True), 'enable')
+            if answer.success:
+                return
             if time.monotonic() > deadline or self._stop.wait(0.1):
                 raise GraphError(f'the controller cannot be enabled: {answer.message}')
 
