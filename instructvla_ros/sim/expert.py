@@ -69,7 +69,7 @@ class ScriptedExpert:
             steps[k, 6] = intent.openness
             state = imagine(state, steps[k], self.step_period)
         assert first is not None  # horizon >= 1
-        return ExpertPlan(steps, first.sentence, first.phase, first.done)
+        return ExpertPlan(steps, first.sentence, first.phase, bool(first.done))
 
 
 def imagine(scene: SceneState, step: Array, dt: float) -> SceneState:

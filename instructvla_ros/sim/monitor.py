@@ -112,7 +112,7 @@ class TaskMonitor:
             task=episode.task,
             instruction=episode.instruction,
             seed=episode.seed,
-            progress=1.0 if success else progress(episode, self._start, scene),
+            progress=1.0 if success else float(progress(episode, self._start, scene)),
             success=success,
             elapsed=max(0.0, (now - self._start.stamp_ns) * 1e-9),
             time_limit=episode.time_limit,
