@@ -209,4 +209,6 @@ def test_extrema_of_a_cubic_are_exact(values, h):
     rate = ((6 * s**2 - 6 * s) * (q[0] - q[1]) / h) + (3 * s**2 - 4 * s + 1) * v[0] + (3 * s**2 - 2 * s) * v[1]
     assert low[0] == pytest.approx(path.min(), abs=1e-5) and low[0] <= path.min() + 1e-9
     assert high[0] == pytest.approx(path.max(), abs=1e-5) and high[0] >= path.max() - 1e-9
-    assert speed[0] == pytest.approx(np.abs(rate).max(), rel=1e-3) and speed[0] >= np.abs(rate).max() * (1 - 1e-9) - 1e-9
+    assert (
+        speed[0] == pytest.approx(np.abs(rate).max(), rel=1e-3) and speed[0] >= np.abs(rate).max() * (1 - 1e-9) - 1e-9
+    )

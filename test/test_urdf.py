@@ -44,7 +44,7 @@ def craig_dh(q):
         (-0.0825, 0.384, -math.pi / 2), (0.0, 0.0, math.pi / 2), (0.088, 0.0, math.pi / 2), (0.0, 0.107, 0.0),
     ]  # fmt: skip
     out = np.eye(4)
-    for (a, d, alpha), theta in zip(table, [*q, 0.0]):
+    for (a, d, alpha), theta in zip(table, [*q, 0.0], strict=True):
         ca, sa, ct, st = math.cos(alpha), math.sin(alpha), math.cos(theta), math.sin(theta)
         out = out @ np.array(
             [[ct, -st, 0, a], [st * ca, ct * ca, -sa, -d * sa], [st * sa, ct * sa, ca, d * ca], [0, 0, 0, 1]]
@@ -65,7 +65,7 @@ def test_pinocchio_and_mujoco_agree_on_every_frame(models):
             sim.qpos[mj.joint(name).qposadr[0]] = q[model.joints[k + 1].idx_q]
         mujoco.mj_kinematics(mj, sim)
         pin.framesForwardKinematics(model, data, q)
-        for name, frame in zip(names, frames):
+        for name, frame in zip(names, frames, strict=True):
             ours = data.oMf[frame]
             body = sim.body(name)
             worst = max(worst, np.abs(ours.translation - body.xpos).max())
@@ -100,7 +100,11 @@ def test_flange_hand_and_tcp_are_frankas(models):
         q = random_q(model, rng)
         pin.framesForwardKinematics(model, data, q)
         flange = craig_dh(q[:7])
-        for frame, expected in ((f'{robot}_link8', flange), (f'{robot}_hand', flange @ turn), (f'{robot}_hand_tcp', flange @ tcp)):
+        for frame, expected in (
+            (f'{robot}_link8', flange),
+            (f'{robot}_hand', flange @ turn),
+            (f'{robot}_hand_tcp', flange @ tcp),
+        ):
             assert np.allclose(data.oMf[model.getFrameId(frame)].homogeneous, expected, atol=1e-9), frame
 
 
@@ -138,27 +142,30 @@ def test_pinocchio_reads_every_collision_shape(models):
 def test_fingers_mimic(models):
     robot, urdf, _, mj = models
     assert pin.buildModelFromXML(urdf, mimic=True).nq == 8
-    assert mj.neq == 1 and f'{robot}_finger_joint2' in {mj.joint(int(mj.eq_obj1id[0])).name, mj.joint(int(mj.eq_obj2id[0])).name}
+    assert mj.neq == 1 and f'{robot}_finger_joint2' in {
+        mj.joint(int(mj.eq_obj1id[0])).name,
+        mj.joint(int(mj.eq_obj2id[0])).name,
+    }
 
 
 def test_camera_frames_default_to_the_simulator(models):
-    """The xacro defaults are config/sim.yaml, so a plain expansion puts the optical frames where the pictures come from."""
+    """The xacro defaults are those of config/sim.yaml: optical frames are where the pictures come from."""
     robot, _, model, _ = models
     sim, arm = config.load(Sim, config_file('sim.yaml')), embodiment(robot)
     data = model.createData()
     pin.framesForwardKinematics(model, data, pin.neutral(model))
     assert len(description_arguments(sim, arm)) == 4
     for camera in sim.cameras:
-        parent = data.oMf[model.getFrameId('base' if camera.parent == 'world' else f'{robot}_{camera.parent}')].homogeneous
+        parent = data.oMf[
+            model.getFrameId('base' if camera.parent == 'world' else f'{robot}_{camera.parent}')
+        ].homogeneous
         frame = data.oMf[model.getFrameId(arm.views[camera.view].frame_id)].homogeneous
         assert np.allclose(frame, parent @ optical_pose(camera), atol=1e-5), camera.view
 
 
 def test_camera_arguments_move_the_frame():
     values = (0.5, -0.4, 0.9, 2.5, 0.1, -0.3)
-    text = robot_description(
-        'fr3', 'builtin', (('camera_xyz', '0.5 -0.4 0.9'), ('camera_rpy', '2.5 0.1 -0.3'))
-    )
+    text = robot_description('fr3', 'builtin', (('camera_xyz', '0.5 -0.4 0.9'), ('camera_rpy', '2.5 0.1 -0.3')))
     model = pin.buildModelFromXML(text)
     data = model.createData()
     pin.framesForwardKinematics(model, data, pin.neutral(model))

@@ -52,7 +52,9 @@ def add_object(spec: mujoco.MjSpec, thing: ObjectSpec) -> None:
         _container(spec, body, thing)
 
 
-def material(spec: mujoco.MjSpec, name: str, rgb: Rgb | Sequence[float], specular: float = 0.12, emission: float = 0.0) -> str:
+def material(
+    spec: mujoco.MjSpec, name: str, rgb: Rgb | Sequence[float], specular: float = 0.12, emission: float = 0.0
+) -> str:
     """Material of one colour, made once per name."""
     if spec.material(name) is None:
         spec.add_material(name=name, rgba=[*rgb, 1.0], specular=specular, shininess=0.35, emission=emission)
@@ -192,9 +194,22 @@ def _drawer(spec: mujoco.MjSpec, body: Any, thing: ObjectSpec) -> None:
         _solid(tray, BOX, size, pos=at, material=paint, mass=0.08)
     z = HANDLE_HEIGHT - height / 2
     x = x0 - HANDLE_STANDOFF
-    _solid(tray, CAPSULE, [HANDLE_RADIUS, HANDLE_LENGTH / 2 - HANDLE_RADIUS], pos=[x, 0, z], material=metal, mass=0.03,
-           friction=(1.2, 0.02, 0.001))
+    _solid(
+        tray,
+        CAPSULE,
+        [HANDLE_RADIUS, HANDLE_LENGTH / 2 - HANDLE_RADIUS],
+        pos=[x, 0, z],
+        material=metal,
+        mass=0.03,
+        friction=(1.2, 0.02, 0.001),
+    )
     for dz in (-0.012, 0.012):
-        _solid(tray, BOX, [HANDLE_STANDOFF / 2, 0.004, 0.004], pos=[x + HANDLE_STANDOFF / 2, 0, z + dz], material=metal,
-               mass=0.01)
+        _solid(
+            tray,
+            BOX,
+            [HANDLE_STANDOFF / 2, 0.004, 0.004],
+            pos=[x + HANDLE_STANDOFF / 2, 0, z + dz],
+            material=metal,
+            mass=0.01,
+        )
     spec.add_exclude(bodyname1=thing.name, bodyname2=tray.name)

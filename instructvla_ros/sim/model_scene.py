@@ -15,7 +15,7 @@ from ..settings import Embodiment, Sim
 from .camera import FLIP, optical_pose
 from .gl import mujoco
 from .model_objects import add_object, material
-from .scene import Look, SceneSpec
+from .scene import TEXTURES, Look, SceneSpec
 
 TABLE_CENTER = (0.35, 0.0)
 TABLE_SIZE = (1.30, 1.60, 0.04)
@@ -50,9 +50,8 @@ def _visual(spec: mujoco.MjSpec, look: Look, sim: Sim) -> None:
     visual.quality.numslices, visual.quality.numstacks, visual.quality.numquads = 24, 10, 1
     visual.map.znear = 0.01
     visual.map.zfar = 20.0
-    extent = getattr(visual, 'global_')
-    extent.offwidth = max([c.width for c in sim.cameras], default=640)
-    extent.offheight = max([c.height for c in sim.cameras], default=480)
+    visual.global_.offwidth = max([c.width for c in sim.cameras], default=640)
+    visual.global_.offheight = max([c.height for c in sim.cameras], default=480)
     spec.stat.extent = 1.0
     spec.stat.center = [0.4, 0.0, 0.2]
     visual.headlight.ambient = [look.ambient] * 3
@@ -98,12 +97,20 @@ def _room(spec: mujoco.MjSpec, look: Look) -> None:
     for sx in (-1, 1):
         for sy in (-1, 1):
             table.add_geom(
-                type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.03, 0.03, -FLOOR / 2 - half[2]],
-                pos=[sx * (half[0] - 0.06), sy * (half[1] - 0.06), FLOOR / 2 - half[2]], material=leg, **scenery,
+                type=mujoco.mjtGeom.mjGEOM_BOX,
+                size=[0.03, 0.03, -FLOOR / 2 - half[2]],
+                pos=[sx * (half[0] - 0.06), sy * (half[1] - 0.06), FLOOR / 2 - half[2]],
+                material=leg,
+                **scenery,
             )
     spec.worldbody.add_geom(
-        name='floor', type=mujoco.mjtGeom.mjGEOM_PLANE, size=[4.0, 4.0, 0.1], pos=[0, 0, FLOOR],
-        material=material(spec, 'floor', 0.55 * wall, emission=0.1), friction=[1.0, 0.02, 0.01], group=1,
+        name='floor',
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[4.0, 4.0, 0.1],
+        pos=[0, 0, FLOOR],
+        material=material(spec, 'floor', [float(v) for v in 0.55 * wall], emission=0.1),
+        friction=[1.0, 0.02, 0.01],
+        group=1,
     )
     # Walls instead of a sky box, which takes half of a frame in software rendering.
     paint = material(spec, 'wall', look.wall_rgb, emission=0.35)
@@ -140,8 +147,6 @@ def table_pixels(look: Look) -> NDArray[np.uint8]:
     elif look.texture == 'plain':
         mix = 0.15 * rng.random((n, n))
     else:
-        from .scene import TEXTURES
-
         raise ConfigError(f'unknown table texture {look.texture!r}.{suggest(look.texture, TEXTURES)}')
     mix = np.clip(mix, 0.0, 1.0)[:, :, None]
     rgb = (1.0 - mix) * np.asarray(look.table_rgb) + mix * np.asarray(look.table_rgb2)

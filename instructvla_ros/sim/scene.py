@@ -178,7 +178,9 @@ def make_object(
 
 def place(spec: ObjectSpec, xy: tuple[float, float], yaw: float | None = None) -> ObjectSpec:
     """The same object standing somewhere else on the table."""
-    return replace(spec, xyz=(float(xy[0]), float(xy[1]), spec.extent[2] / 2), yaw=spec.yaw if yaw is None else float(yaw))
+    return replace(
+        spec, xyz=(float(xy[0]), float(xy[1]), spec.extent[2] / 2), yaw=spec.yaw if yaw is None else float(yaw)
+    )
 
 
 def with_unique_names(objects: Iterable[ObjectSpec]) -> tuple[ObjectSpec, ...]:
@@ -216,9 +218,7 @@ def keepout(spec: ObjectSpec) -> list[tuple[float, float, float]]:
 
 def overlaps(a: ObjectSpec, b: ObjectSpec, extra: float = 0.0) -> bool:
     """Whether the keep-out discs of two objects come closer than ``extra`` [m]."""
-    return any(
-        math.hypot(ax - bx, ay - by) < ar + br + extra for ax, ay, ar in keepout(a) for bx, by, br in keepout(b)
-    )
+    return any(math.hypot(ax - bx, ay - by) < ar + br + extra for ax, ay, ar in keepout(a) for bx, by, br in keepout(b))
 
 
 def arrange(
@@ -254,8 +254,8 @@ def arrange(
         if len(done) == len(objects):
             return tuple(done)
     raise TaskError(
-        f'{len(objects)} objects beside {len(fixed)} others do not fit into x {x[0]} .. {x[1]} m, y {y[0]} .. {y[1]} m; '
-        'ask for fewer distractors'
+        f'{len(objects)} objects beside {len(fixed)} others do not fit into '
+        f'x {x[0]} .. {x[1]} m, y {y[0]} .. {y[1]} m; ask for fewer distractors'
     )
 
 

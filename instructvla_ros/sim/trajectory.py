@@ -95,7 +95,7 @@ class TrajectoryFollower:
         return ''
 
     def sample(self, now_ns: int) -> tuple[Array, Array]:
-        """Commanded q (n,) [rad] and dq (n,) [rad/s]; before the start the first point, after the end the last, at rest."""
+        """Commanded q (n,) [rad] and dq (n,) [rad/s]; after the end the last point, at rest."""
         t = (now_ns - self._base_ns) * 1e-9
         if t >= self._times[-1]:
             return self._q[-1].copy(), np.zeros(len(self.joints))
@@ -116,7 +116,9 @@ class TrajectoryFollower:
         if unknown or missing or len(names) != len(self.joints):
             parts = [f'unknown {", ".join(unknown)}'] if unknown else []
             parts += [f'missing {", ".join(missing)}'] if missing else []
-            return f'joint names: {"; ".join(parts) or "a name is repeated"}. All of {", ".join(self.joints)} are needed'
+            return (
+                f'joint names: {"; ".join(parts) or "a name is repeated"}. All of {", ".join(self.joints)} are needed'
+            )
         return ''
 
     def _shapes_fit(self, t: Array, q: Array, v: Array | None) -> str:
@@ -159,7 +161,7 @@ class TrajectoryFollower:
         return ''
 
 
-def _cubic(q0: Array, q1: Array, v0: Array, v1: Array, h: ArrayLike) -> tuple[Array, Array]:
+def _cubic(q0: Array, q1: Array, v0: Array, v1: Array, h: Array | float) -> tuple[Array, Array]:
     """Coefficients c, d of q0 + v0 s + c s^2 + d s^3 that reaches q1 with v1 after h."""
     mean = (q1 - q0) / h
     return np.asarray((3.0 * mean - 2.0 * v0 - v1) / h), np.asarray((v0 + v1 - 2.0 * mean) / np.square(h))
@@ -180,7 +182,5 @@ def _cubic_extrema(q: Array, v: Array, h: Array) -> tuple[Array, Array, Array]:
         inside = np.clip(np.where(np.isfinite(s), s, 0.0), 0.0, h)
         at.append(q0 + inside * (b + inside * (c + inside * d)))
     inside = np.clip(np.where(np.isfinite(turn), turn, 0.0), 0.0, h)
-    fastest = np.maximum.reduce(
-        [np.abs(v[:-1]), np.abs(v[1:]), np.abs(b + inside * (2.0 * c + 3.0 * inside * d))]
-    )
+    fastest = np.maximum.reduce([np.abs(v[:-1]), np.abs(v[1:]), np.abs(b + inside * (2.0 * c + 3.0 * inside * d))])
     return np.min(at, axis=(0, 1)), np.max(at, axis=(0, 1)), fastest.max(axis=0)
