@@ -61,6 +61,9 @@ class Language:
     kv_heads: int = option(2, 'key and value heads', ge=1)
     rope_theta: float = option(1e6, 'base of the rotary frequencies', ge=1.0)
     rms_norm_eps: float = option(1e-6, 'epsilon of the RMS norms')
+    rope_bf16: bool = option(
+        False, 'round the rotary frequencies to bf16 as the released evaluation does; training did not (spec. 3.5)'
+    )
 
     def __post_init__(self) -> None:
         _divides('language', 'hidden_size', self.hidden_size, 'heads', self.heads)

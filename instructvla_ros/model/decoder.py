@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rope_theta, self.dropout = rope_theta, dropout
         self.checkpointing = False
-        self.round_frequencies = False  # reference_rope: the released evaluation rounds them to bf16 (spec. 3.5)
+        self.round_frequencies = False
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
         """Empty cache for ``capacity`` positions with dtype and device of ``like``."""
@@ -221,7 +221,9 @@ def qwen2_decoder(sizes: Language, adapters: Adapters) -> Decoder:
         for layer in layers:
             adapt(layer, adapters)
     norm = Qwen2RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
-    return Decoder(layers, norm, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.rope_theta, 0.0)
+    decoder = Decoder(layers, norm, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.rope_theta, 0.0)
+    decoder.round_frequencies = sizes.rope_bf16
+    return decoder
 
 
 def llama_decoder(sizes: Expert) -> Decoder:

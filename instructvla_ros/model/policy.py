@@ -149,9 +149,7 @@ class InstructVLAPolicy:
         stale = thought is None or thought.instruction != observation.instruction
         if thought is None or stale or uses >= self._settings.latent_period:
             thought, uses = self._conclude(frame, observation.instruction, reasoning), 0
-        raw = self._engine.chunk(
-            thought.latent, frame.views, frame.proprio, noise, steps=self._settings.euler_steps
-        )
+        raw = self._engine.chunk(thought.latent, frame.views, frame.proprio, noise, steps=self._settings.euler_steps)
         steps = self._statistics.unnormalize(self._statistics.finish(raw[0].double().cpu().numpy()))
         with self._lock:
             if epoch == self._epoch:
@@ -205,9 +203,7 @@ class InstructVLAPolicy:
                 stream(prompts.response(tokens))
 
         ids = torch.from_numpy(prompt)[None].to(self._bundle.model.device)
-        self._engine.sentence(
-            session, ids, end_id=prompts.end_id, on_token=heard, stop=lambda: epoch != self._epoch
-        )
+        self._engine.sentence(session, ids, end_id=prompts.end_id, on_token=heard, stop=lambda: epoch != self._epoch)
         reasoning = Reasoning(
             id=new_id('say'),
             stamp_ns=observation.stamp_ns,

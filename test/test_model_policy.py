@@ -1,0 +1,232 @@
+"""The learned policy: state, periods, threads, and what a chunk says about where it came from."""
+
+from __future__ import annotations
+
+import threading
+
+import model_doubles as doubles
+import numpy as np
+import pytest
+
+doubles.needs_model()
+
+import torch  # noqa: E402
+
+from instructvla_ros.config import load as load_config  # noqa: E402
+from instructvla_ros.config import replace  # noqa: E402
+from instructvla_ros.datatypes import Observation, Reasoning, ReasoningKind  # noqa: E402
+from instructvla_ros.errors import CheckpointError, ConfigError, ObservationError  # noqa: E402
+from instructvla_ros.model.checkpoint import convert, save  # noqa: E402
+from instructvla_ros.model.config import Adapters  # noqa: E402
+from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
+from instructvla_ros.model.policy import InstructVLAPolicy, pick_device  # noqa: E402
+from instructvla_ros.policy import Policy, make_policy  # noqa: E402
+from instructvla_ros.resources import config_file  # noqa: E402
+from instructvla_ros.settings import Embodiment, PolicySettings  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def embodiment():
+    return load_config(Embodiment, config_file('franka.yaml'))
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    return doubles.small_bundle(tmp_path_factory.mktemp('small'))
+
+
+def settings(**changes):
+    return PolicySettings(policy='instructvla', checkpoint='x', horizon=6, **changes)
+
+
+@pytest.fixture
+def policy(bundle, embodiment):
+    return InstructVLAPolicy(bundle, settings(), embodiment)
+
+
+def observation(embodiment, stamp=1_000, seed=0, instruction='put the red cube in the bowl', **changes):
+    names = list(embodiment.views)
+    values = {
+        'stamp_ns': stamp,
+        'views': {n: doubles.image(48, 64, seed + i) for i, n in enumerate(names)},
+        'proprio': np.array([0.4, 0.1, 0.2, 0.0, 0.1, 0.2, 0.0, 1.0]),
+        'q': np.zeros(7),
+        'dq': np.zeros(7),
+        'frame_id': embodiment.base_frame,
+        'instruction': instruction,
+    }
+    return Observation(**{**values, **changes})
+
+
+def test_chunk_is_the_plain_model_on_the_same_noise(bundle, embodiment, policy):
+    seen, config = observation(embodiment), bundle.config
+    chunk = policy.infer(seen, None)
+    frames = [seen.views[n] for n in embodiment.views]
+    pixels = torch.from_numpy(siglip_pixels(join_views(frames), config.vision.image_size))[None]
+    views = torch.from_numpy(np.stack([dino_pixels(f, config.dino.image_size) for f in frames]))[None]
+    statistics = bundle.dataset()
+    proprio = torch.from_numpy(statistics.normalize_proprio(seen.proprio).astype(np.float32))[None]
+    latent = bundle.model.latent(torch.from_numpy(bundle.prompts.action(seen.instruction))[None], pixels)
+    noise = bundle.model.noise(1, torch.Generator().manual_seed(0))
+    raw = bundle.model.chunk(latent, views, proprio, noise)[0].numpy().astype(np.float64)
+    expected = statistics.unnormalize(statistics.finish(raw))
+    np.testing.assert_allclose(chunk.steps, expected, atol=1e-5)
+    assert set(chunk.steps[:, 6]) <= {0.0, 1.0}
+    assert chunk.steps.shape == (6, 7) and chunk.policy == 'instructvla' and chunk.reasoning_id == ''
+    assert chunk.observation_stamp_ns == 1_000 and chunk.created_stamp_ns > 1_000 and chunk.model_latency > 0
+    np.testing.assert_allclose(chunk.reference_pose[:3, 3], [0.4, 0.1, 0.2])
+
+
+def test_it_is_a_policy(policy):
+    assert isinstance(policy, Policy) and not policy.privileged and policy.name == 'instructvla'
+
+
+def test_reset_makes_everything_start_over(embodiment, policy):
+    first = policy.infer(observation(embodiment), None).steps
+    second = policy.infer(observation(embodiment), None).steps
+    assert np.abs(first - second).max() > 0  # the noise went on
+    policy.reset()
+    np.testing.assert_array_equal(policy.infer(observation(embodiment), None).steps, first)
+
+
+def test_a_sentence_conditions_the_chunk_that_names_it(bundle, embodiment, policy):
+    seen = observation(embodiment)
+    partial = []
+    policy.stream = partial.append
+    said = policy.think(seen)
+    assert said.kind is ReasoningKind.PLAN and said.instruction == seen.instruction and said.stamp_ns == seen.stamp_ns
+    assert 0 < said.tokens <= bundle.config.max_new_tokens and said.latency > 0
+    assert partial[-1] == said.text and len(partial) == said.tokens
+    chunk = policy.infer(seen, said)
+    assert chunk.reasoning_id == said.id
+    policy.reset()
+    plain = policy.infer(seen, None)
+    assert np.abs(plain.steps - chunk.steps).max() > 0 and plain.reasoning_id == ''
+    policy.reset()
+    np.testing.assert_allclose(policy.infer(seen, said).steps, chunk.steps, atol=1e-6)  # the same without the caches
+
+
+def test_the_tower_runs_once_for_sentence_and_latent_of_one_frame(bundle, embodiment, policy):
+    runs = []
+    hook = bundle.model.vlm.tower.register_forward_hook(lambda *_: runs.append(1))
+    seen = observation(embodiment)
+    said = policy.think(seen)
+    policy.infer(seen, said)
+    assert len(runs) == 1
+    policy.infer(observation(embodiment, stamp=2_000, seed=9), said)
+    hook.remove()
+    assert len(runs) == 2
+
+
+def test_a_sentence_from_elsewhere_or_about_something_else(embodiment, policy):
+    seen = observation(embodiment)
+    foreign = Reasoning(id='say-1', stamp_ns=5, instruction=seen.instruction, text='I will move to the red cube.')
+    assert policy.infer(seen, foreign).reasoning_id == 'say-1'
+    other = Reasoning(id='say-2', stamp_ns=5, instruction='open the drawer', text='I will pull the handle.')
+    policy.reset()
+    assert policy.infer(seen, other).reasoning_id == ''
+
+
+def test_latent_period(bundle, embodiment):
+    policy = InstructVLAPolicy(bundle, settings(latent_period=3), embodiment)
+    runs = []
+    hook = bundle.model.vlm.tower.register_forward_hook(lambda *_: runs.append(1))
+    for k in range(7):
+        policy.infer(observation(embodiment, stamp=k), None)
+    assert len(runs) == 3
+    policy.infer(observation(embodiment, instruction='lift the bowl'), None)
+    assert len(runs) == 4  # a new instruction needs a new latent
+    policy.reset()
+    policy.infer(observation(embodiment, instruction='lift the bowl'), None)
+    hook.remove()
+    assert len(runs) == 5
+
+
+def test_answer_is_in_the_models_words_and_leaves_the_plan_alone(embodiment, policy):
+    seen = observation(embodiment)
+    said = policy.think(seen)
+    answer = policy.answer(seen, 'What is on the table?')
+    assert answer.kind is ReasoningKind.ANSWER and answer.instruction == 'What is on the table?' and answer.tokens > 0
+    assert policy.infer(seen, said).reasoning_id == said.id
+    policy.reset()
+    assert policy.infer(seen, answer).reasoning_id == ''
+
+
+def test_a_model_without_words_does_not_think(tmp_path, embodiment):
+    silent = doubles.small_bundle(tmp_path, adapters=Adapters(count=1, rank=4, alpha=8.0), reasons=False)
+    assert InstructVLAPolicy(silent, settings(), embodiment).think(observation(embodiment)) is None
+
+
+def test_thinking_and_acting_at_the_same_time(bundle, embodiment, policy):
+    seen = observation(embodiment)
+    alone = policy.think(seen).text
+    policy.reset()
+    errors, texts = [], []
+
+    def think():
+        try:
+            texts.extend(policy.think(seen).text for _ in range(5))
+        except Exception as err:  # reported in the main thread
+            errors.append(err)
+
+    thread = threading.Thread(target=think)
+    thread.start()
+    chunks = [policy.infer(seen, None).steps for _ in range(10)]
+    thread.join()
+    assert not errors and texts == [alone] * 5
+    policy.reset()
+    for steps in chunks:
+        np.testing.assert_allclose(policy.infer(seen, None).steps, steps, atol=1e-6)
+
+
+def test_reset_cuts_a_sentence_short(embodiment, policy):
+    policy.stream = lambda text: policy.reset()
+    assert policy.think(observation(embodiment)).tokens == 1
+
+
+def test_bad_observations(embodiment, policy):
+    seen = observation(embodiment)
+    name = next(iter(embodiment.views))
+    with pytest.raises(ObservationError, match=f'lacks the views {name}'):
+        policy.infer(observation(embodiment, views={k: v for k, v in seen.views.items() if k != name}), None)
+    with pytest.raises(ObservationError, match='one height'):
+        policy.infer(observation(embodiment, views={**seen.views, name: doubles.image(20, 30)}), None)
+    for text, message in (('', 'empty'), ('x' * 10_000, '10000 characters')):
+        with pytest.raises(ObservationError, match=message):
+            policy.infer(observation(embodiment, instruction=text), None)
+        with pytest.raises(ObservationError, match=message):
+            policy.think(observation(embodiment, instruction=text))
+    assert policy.infer(seen, None).steps.shape == (6, 7)
+
+
+def test_more_views_than_cameras(tmp_path, embodiment):
+    many = doubles.small_bundle(tmp_path, views=len(embodiment.views) + 1)
+    with pytest.raises(CheckpointError, match='add cameras'):
+        InstructVLAPolicy(many, settings(), embodiment)
+
+
+def test_made_from_settings(bundle, embodiment, tmp_path):
+    folder = save(bundle, tmp_path / 'small')
+    made = make_policy(replace(settings(mask='block', device='cpu', euler_steps=4), checkpoint=str(folder)), embodiment)
+    assert made.checkpoint_revision and made.infer(observation(embodiment), None).checkpoint_revision
+    made.warm_up()
+    with pytest.raises(CheckpointError, match='no checkpoint at'):
+        make_policy(replace(settings(), checkpoint=str(tmp_path / 'none')), embodiment)
+
+
+def test_released_checkpoint_on_the_robot(embodiment, tmp_path):
+    folder = convert(doubles.golden('wrist_stage1'), tmp_path / 'wrist', views=2)
+    made = make_policy(replace(settings(), checkpoint=str(folder), dtype='bfloat16'), embodiment)
+    chunk = made.infer(observation(embodiment), None)
+    assert chunk.steps.shape == (6, 7) and np.isfinite(chunk.steps).all()
+    assert made.answer(observation(embodiment), 'What is it?').tokens > 0
+
+
+def test_devices():
+    assert pick_device('cpu').type == 'cpu'
+    with pytest.raises(ConfigError, match='allowed are'):
+        pick_device('toaster')
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match='0 usable GPUs'):
+            pick_device('cuda')
+        assert pick_device('auto').type == 'cpu'
