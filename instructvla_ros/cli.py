@@ -20,7 +20,9 @@ from typing import NoReturn
 from . import commands
 from .errors import InstructVLAError, suggest
 
-DESCRIPTION = 'Vision-language-action policies on a Franka arm in ROS 2: say what to do, see what it thinks, watch it act.'
+DESCRIPTION = (
+    'Vision-language-action policies on a Franka arm in ROS 2: say what to do, see what it thinks, watch it act.'
+)
 
 
 def verbs() -> dict[str, ModuleType]:

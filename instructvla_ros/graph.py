@@ -182,7 +182,9 @@ class Graph:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -255,7 +257,7 @@ class Graph:
         return '\n'.join(f'  {line}' for line in text.rstrip().splitlines()[-lines:]) or '  (it said nothing)'
 
     def lines(self, name: str) -> Iterator[str]:
-        """Lines a piped node prints, until it closes its output; an empty one now and then so that the caller can look around.
+        """Lines a piped node prints, until it closes its output; an empty one now and then so that the caller can act.
 
         Raises:
             NodeDied: another node ended by itself.

@@ -59,9 +59,14 @@ def require_ros() -> None:
         SetupError: saying which one and what to do.
     """
     if importlib.util.find_spec('rclpy') is None:
-        raise SetupError('rclpy is not installed: this needs ROS 2. Run `make setup`, or source a ROS 2 and install this package again')
+        raise SetupError(
+            'rclpy is not installed: this needs ROS 2. Run `make setup`, or source a ROS 2 and install again'
+        )
     if importlib.util.find_spec('instructvla_ros.msg') is None:
-        raise SetupError('the messages of this package are not built. Run `make setup`, or build it with colcon and source install/setup.bash')
+        raise SetupError(
+            'the messages of this package are not built. '
+            'Run `make setup`, or build with colcon and source install/setup.bash'
+        )
 
 
 def check_options(options: GraphOptions) -> None:
@@ -112,10 +117,14 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
         'controller_node': {**common, 'state_rate': rate},
         'policy_node': policy,
         'episode_node': {
-            **common, 'episodes': str((folder / EPISODES).resolve()), 'output': str(folder.resolve()),
-            'record': options.record, 'video': options.video, 'control_rate': rate,
+            **common,
+            'episodes': str((folder / EPISODES).resolve()),
+            'output': str(folder.resolve()),
+            'record': options.record,
+            'video': options.video,
+            'control_rate': rate,
         },
-    }  # fmt: skip
+    }
     for name, extra in options.parameters.items():
         if name not in own:
             raise ConfigError(f'unknown node {name!r}.{suggest(name, own)}')
@@ -141,7 +150,15 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         # `asked` is kept in the result: an interrupted evaluation finds its episodes again by it.
         lines = [
-            json.dumps({'task': e.task, 'seed': e.seed, 'instruction': e.instruction, 'asked': e.instruction, 'policy': options.policy})
+            json.dumps(
+                {
+                    'task': e.task,
+                    'seed': e.seed,
+                    'instruction': e.instruction,
+                    'asked': e.instruction,
+                    'policy': options.policy,
+                }
+            )
             for e in episodes
         ]
         (folder / EPISODES).write_text('\n'.join(lines) + '\n', encoding='utf-8')
@@ -176,7 +193,9 @@ class Session:
             finished = finished or event.get('event') == 'finished'
             yield event
         if not finished:
-            raise RunError(f'the episode node ended without finishing. The end of its log:\n{self.graph.tail("episode_node")}')
+            raise RunError(
+                f'the episode node ended without finishing. The end of its log:\n{self.graph.tail("episode_node")}'
+            )
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -209,5 +228,3 @@ def new_folder(given: str) -> Path:
         except OSError as err:
             raise SetupError(f'cannot make {folder.resolve()}: {err.strerror}. Choose a folder with --out') from err
     raise SetupError(f'runs/{stamp} and its followers are taken; choose a folder with --out')
-
-

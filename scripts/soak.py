@@ -88,12 +88,17 @@ def summarize(rows: list[dict[str, Any]], watch: Watch) -> dict[str, Any]:
     return {
         'minutes': elapsed / 60.0,
         'tasks': scores.by_task([r for r in rows if 'drill' not in r]),
-        'stops': {'asked': len(drills), 'missed': len(missed), 'rest': scores.percentiles(_numbers(drills, 'rest')),
-                  'latched': scores.percentiles(_numbers(drills, 'latched'))},
+        'stops': {
+            'asked': len(drills),
+            'missed': len(missed),
+            'rest': scores.percentiles(_numbers(drills, 'rest')),
+            'latched': scores.percentiles(_numbers(drills, 'latched')),
+        },
         'memory': {n: {'growth': growth(m), 'first_mb': m[0], 'last_mb': m[-1]} for n, m in watch.memory.items()},
         'cpu_cores': {n: (c[-1] - c[0]) / elapsed for n, c in watch.cpu.items() if len(c) > 1},
-        'machine': machine.facts(), 'versions': machine.versions(),
-    }  # fmt: skip
+        'machine': machine.facts(),
+        'versions': machine.versions(),
+    }
 
 
 def _numbers(drills: list[dict[str, Any]], name: str) -> list[float]:
@@ -120,7 +125,9 @@ def main() -> int:
     """Run and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=30.0)
-    parser.add_argument('--task', action='append', default=[], help='several are taken in turn (default: pick, put, stack)')
+    parser.add_argument(
+        '--task', action='append', default=[], help='several are taken in turn (default: pick, put, stack)'
+    )
     parser.add_argument('--policy', default='expert')
     parser.add_argument('--stop-every', type=int, default=5, help='episodes between two stop drills; 0: none')
     parser.add_argument('--period', type=float, default=2.0, help='seconds between two samples')
@@ -134,7 +141,10 @@ def main() -> int:
     options = GraphOptions(policy=arguments.policy, parameters={'episode_node': {'stop_every': arguments.stop_every}})
     deadline = time.monotonic() + arguments.minutes * 60.0
     with Progress() as progress, Session(requests, folder, options) as running:
-        watch = Watch({name: running.graph.pid(name) for name in ('sim_node', 'controller_node', 'policy_node', 'episode_node')}, arguments.period)
+        watch = Watch(
+            {name: running.graph.pid(name) for name in ('sim_node', 'controller_node', 'policy_node', 'episode_node')},
+            arguments.period,
+        )
         for event in running.events():
             progress.update(event)
             if event['event'] == 'ready':

@@ -103,7 +103,9 @@ def test_help_is_fast_and_imports_nothing_heavy():
 
 
 def test_output_into_a_closed_pipe_is_quiet():
-    done = subprocess.run(f'{sys.executable} -m instructvla_ros.cli | head -1', shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f'{sys.executable} -m instructvla_ros.cli | head -1', shell=True, capture_output=True, text=True
+    )
     assert done.returncode == 0 and 'Traceback' not in done.stderr
 
 
@@ -117,7 +119,9 @@ def test_without_ros_the_reason_is_said(monkeypatch):
 
 
 def test_episode_is_found_from_the_sentence():
-    assert graph_session.check_episode(EpisodeRequest('', 3, 'put the red cube in the bowl')) == EpisodeRequest('put', 3, 'put the red cube in the bowl')
+    assert graph_session.check_episode(EpisodeRequest('', 3, 'put the red cube in the bowl')) == EpisodeRequest(
+        'put', 3, 'put the red cube in the bowl'
+    )
     assert graph_session.check_episode(EpisodeRequest('pick', 3)) == EpisodeRequest('pick', 3, '')
     with pytest.raises(TaskError, match='give a task or an instruction'):
         graph_session.check_episode(EpisodeRequest('', 0))
@@ -152,16 +156,26 @@ class Lines:
 @pytest.fixture
 def session(tmp_path, monkeypatch):
     monkeypatch.setattr(graph_session, 'require_ros', lambda: None)
-    return Session([EpisodeRequest('pick', 0), EpisodeRequest('pick', 1, 'pick up the red cube')], tmp_path / 'run', GraphOptions())
+    return Session(
+        [EpisodeRequest('pick', 0), EpisodeRequest('pick', 1, 'pick up the red cube')], tmp_path / 'run', GraphOptions()
+    )
 
 
 def test_session_writes_what_the_episode_node_reads(session, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / 'run' / graph_session.EPISODES).read_text().splitlines()]
-    assert rows[1] == {'task': 'pick', 'seed': 1, 'instruction': 'pick up the red cube', 'asked': 'pick up the red cube', 'policy': 'expert'}
+    assert rows[1] == {
+        'task': 'pick',
+        'seed': 1,
+        'instruction': 'pick up the red cube',
+        'asked': 'pick up the red cube',
+        'policy': 'expert',
+    }
 
 
 def test_session_passes_events_on_and_keeps_the_results(session):
-    session.graph = Lines('{"event": "ready"}', 'a library talks', '', '{"event": "result", "success": true}', '{"event": "finished"}')
+    session.graph = Lines(
+        '{"event": "ready"}', 'a library talks', '', '{"event": "result", "success": true}', '{"event": "finished"}'
+    )
     assert [e['event'] for e in session.events()] == ['ready', '', 'result', 'finished']
     assert session.rows == [{'event': 'result', 'success': True}]
 
@@ -188,7 +202,11 @@ def test_results_survive_a_line_that_was_cut_off(tmp_path):
 def test_folders_of_two_runs_in_the_same_second_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, 'strftime', lambda _: '20260101-120000')
-    assert [graph_session.new_folder('').name for _ in range(3)] == ['20260101-120000', '20260101-120000-1', '20260101-120000-2']
+    assert [graph_session.new_folder('').name for _ in range(3)] == [
+        '20260101-120000',
+        '20260101-120000-1',
+        '20260101-120000-2',
+    ]
     assert graph_session.new_folder('mine') == tmp_path / 'mine'
 
 
@@ -200,7 +218,15 @@ def test_interrupted_evaluation_asks_only_for_what_is_missing(tmp_path, monkeypa
         def __init__(self, episodes, folder, options):
             asked.append([e.key() for e in episodes])
             self.rows = [
-                {'task': e.task, 'seed': e.seed, 'asked': e.instruction, 'policy': options.policy, 'success': True, 'outcome': 'SUCCEEDED'} for e in episodes[:2]
+                {
+                    'task': e.task,
+                    'seed': e.seed,
+                    'asked': e.instruction,
+                    'policy': options.policy,
+                    'success': True,
+                    'outcome': 'SUCCEEDED',
+                }
+                for e in episodes[:2]
             ]
             with (folder / 'episodes.jsonl').open('a') as file:
                 file.writelines(json.dumps(r) + '\n' for r in self.rows)
@@ -235,16 +261,41 @@ def test_another_policy_does_not_count_as_done(tmp_path, monkeypatch):
 
     monkeypatch.setattr(graph_session, 'Session', refuse)
     with pytest.raises(SetupError):
-        evaluate.run(SimpleNamespace(way='graph', task=['pick'], instruction='', episodes=1, seed=0, out=str(tmp_path), policy='expert', checkpoint='',
-                                     embodiment='franka.yaml', record=False, json=True))  # fmt: skip
+        evaluate.run(
+            SimpleNamespace(
+                way='graph',
+                task=['pick'],
+                instruction='',
+                episodes=1,
+                seed=0,
+                out=str(tmp_path),
+                policy='expert',
+                checkpoint='',
+                embodiment='franka.yaml',
+                record=False,
+                json=True,
+            )
+        )
     assert len(seen) == 1
 
 
 def test_progress_without_a_terminal_prints_plain_lines(capsys):
     with Progress() as progress:
         progress.update({'event': 'waiting', 'silent': ['camera wrist']})
-        progress.update({'event': 'episode', 'index': 0, 'of': 2, 'instruction': 'put [it] there', 'task': 'put', 'seed': 4})
-        progress.update({'event': 'progress', 'elapsed': 1.5, 'progress': 0.2, 'state': 'ACTING', 'mode': 'TRACKING', 'sentence': 'I will [move].', 'verdicts': {}})
+        progress.update(
+            {'event': 'episode', 'index': 0, 'of': 2, 'instruction': 'put [it] there', 'task': 'put', 'seed': 4}
+        )
+        progress.update(
+            {
+                'event': 'progress',
+                'elapsed': 1.5,
+                'progress': 0.2,
+                'state': 'ACTING',
+                'mode': 'TRACKING',
+                'sentence': 'I will [move].',
+                'verdicts': {},
+            }
+        )
         progress.update({'event': 'result', 'success': False, 'outcome': 'TIMEOUT', 'reason': 'too [slow]'})
     said = capsys.readouterr().err
     for words in ('waiting for camera wrist', 'put [it] there', 'I will [move].', 'not solved (TIMEOUT: too [slow])'):

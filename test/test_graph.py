@@ -131,7 +131,9 @@ def test_nothing_survives_the_parent(module, tmp_path, number):
         '    print(g.pid("runs"), g.pid("deaf"), flush=True)\n'
         '    time.sleep(60)\n'
     )
-    parent = subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path)
+    parent = subprocess.Popen(
+        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=tmp_path
+    )
     pids = [int(p) for p in parent.stdout.readline().split()]
     logs = [tmp_path / 'log' / f'{name}.log' for name in ('runs', 'deaf')]
     assert wait_for(lambda: all('started' in log.read_text() for log in logs))
@@ -155,12 +157,24 @@ def test_what_the_user_set_stays(monkeypatch):
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', '/mine.xml')
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
     env = graph.environment(7)
-    assert (env['ROS_DOMAIN_ID'], env['FASTDDS_DEFAULT_PROFILES_FILE'], env['ROS_AUTOMATIC_DISCOVERY_RANGE']) == ('42', '/mine.xml', 'SUBNET')
+    assert (env['ROS_DOMAIN_ID'], env['FASTDDS_DEFAULT_PROFILES_FILE'], env['ROS_AUTOMATIC_DISCOVERY_RANGE']) == (
+        '42',
+        '/mine.xml',
+        'SUBNET',
+    )
 
 
 @pytest.mark.parametrize(
     ('value', 'text'),
-    [(True, 'true'), (3, '3'), (0.1, '0.1'), ('put it: "there"', '"put it: \\"there\\""'), ('12', '"12"'), ([1.0, 2.0], '[1.0, 2.0]'), ('', '""')],
+    [
+        (True, 'true'),
+        (3, '3'),
+        (0.1, '0.1'),
+        ('put it: "there"', '"put it: \\"there\\""'),
+        ('12', '"12"'),
+        ([1.0, 2.0], '[1.0, 2.0]'),
+        ('', '""'),
+    ],
 )
 def test_parameter_values_keep_their_type(value, text):
     import yaml

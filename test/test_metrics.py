@@ -104,7 +104,12 @@ def test_save_and_load_give_the_same_run(log, tmp_path):
             np.testing.assert_array_equal(mine, other)
             assert mine.dtype == other.dtype
     np.testing.assert_array_equal(again.steps, log.steps)
-    assert (again.joint_names, again.chunk_ids, again.verdicts, again.reasoning) == (log.joint_names, log.chunk_ids, log.verdicts, log.reasoning)
+    assert (again.joint_names, again.chunk_ids, again.verdicts, again.reasoning) == (
+        log.joint_names,
+        log.chunk_ids,
+        log.verdicts,
+        log.reasoning,
+    )
     assert metrics.summarize(again) == metrics.summarize(log)
 
 
@@ -170,9 +175,20 @@ def test_wilson_bounds():
 
 def test_scores_by_task():
     def row(task, seed, success):
-        return {'task': task, 'seed': seed, 'success': success, 'outcome': 'SUCCEEDED' if success else 'TIMEOUT', 'reason': 'r', 'instruction': 'i',
-                'progress': 0.5, 'success_after': 5.0 + seed if success else None, 'duration': 6.0, 'verdicts': {'workspace clipped': 2},
-                'latency': {'without_policy': {'p50': 0.01, 'p99': 0.02 + seed / 1000}}, 'jitter': None}  # fmt: skip
+        return {
+            'task': task,
+            'seed': seed,
+            'success': success,
+            'outcome': 'SUCCEEDED' if success else 'TIMEOUT',
+            'reason': 'r',
+            'instruction': 'i',
+            'progress': 0.5,
+            'success_after': 5.0 + seed if success else None,
+            'duration': 6.0,
+            'verdicts': {'workspace clipped': 2},
+            'latency': {'without_policy': {'p50': 0.01, 'p99': 0.02 + seed / 1000}},
+            'jitter': None,
+        }
 
     found = scores.by_task([row('put', 0, True), row('put', 1, False), row('put', 2, True), row('pick', 0, True)])
     put = found['put']
@@ -197,7 +213,13 @@ def stopping(rest_after: float | None, latched: bool = True) -> tuple[RunLog, in
         q += 0.01 * speed
         mode = 'STOPPED' if latched and t >= 1.02 else 'TRACKING'
         row = {f.name: 0 for f in dataclasses.fields(ControllerRows)}
-        row.update(stamp_ns=START_NS + round(t * 1e9), mode=runlog.MODES.index(mode), measured_q=[q], commanded_q=[q], commanded_dq=[speed])
+        row.update(
+            stamp_ns=START_NS + round(t * 1e9),
+            mode=runlog.MODES.index(mode),
+            measured_q=[q],
+            commanded_q=[q],
+            commanded_dq=[speed],
+        )
         table.append(**{**row, 'commanded_xyz': (0, 0, 0), 'measured_xyz': (0, 0, 0)})
     return RunLog(meta={'start_ns': START_NS}, joint_names=('j',), controller=table.build()), asked
 

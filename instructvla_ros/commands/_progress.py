@@ -8,8 +8,11 @@ from types import TracebackType
 from typing import Any, TextIO
 
 _STATES = {
-    'WAITING_INPUT': 'waiting for cameras', 'THINKING': 'thinking', 'ACTING': 'acting', 'HOLDING': 'holding',
-}  # fmt: skip
+    'WAITING_INPUT': 'waiting for cameras',
+    'THINKING': 'thinking',
+    'ACTING': 'acting',
+    'HOLDING': 'holding',
+}
 
 
 class Progress:
@@ -42,7 +45,9 @@ class Progress:
             self._line('starting the graph')
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.pause()
 
     def pause(self) -> None:
@@ -65,12 +70,16 @@ class Progress:
             text = 'waiting for ' + ', '.join(event['silent'][:5]) + (' ...' if len(event['silent']) > 5 else '')
             self._show(text) if self._live is not None else self._line(text)
         elif kind == 'ready':
-            self._line(f'[green]\N{CHECK MARK}[/] graph is up, {time.monotonic() - self._started:.1f} s after the start')
+            self._line(
+                f'[green]\N{CHECK MARK}[/] graph is up, {time.monotonic() - self._started:.1f} s after the start'
+            )
         elif kind == 'episode':
             self._said = ''
             count = f'[{event["index"] + 1}/{event["of"]}] ' if event['of'] > 1 else ''
-            self._line(f'[bold]{_safe(count)}\N{LEFT DOUBLE QUOTATION MARK}{_safe(event["instruction"])}\N{RIGHT DOUBLE QUOTATION MARK}[/]  '
-                       f'[dim]{event["task"]}, seed {event["seed"]}[/]')  # fmt: skip
+            self._line(
+                f'[bold]{_safe(count)}\u201c{_safe(event["instruction"])}\u201d[/]  '
+                f'[dim]{event["task"]}, seed {event["seed"]}[/]'
+            )
         elif kind == 'progress':
             self._progress(event)
         elif kind == 'result':
@@ -89,16 +98,19 @@ class Progress:
         row = Table.grid(padding=(0, 2))
         verdicts = ', '.join(f'{rule} {n}' for rule, n in sorted(event['verdicts'].items(), key=lambda kv: -kv[1])[:3])
         row.add_row(
-            f'{event["elapsed"]:5.1f} s', ProgressBar(total=1.0, completed=event.get('progress') or 0.0, width=30),
-            f'{100 * (event.get("progress") or 0.0):3.0f} %', _STATES.get(event['state'], event['state'].lower()),
-            f'[dim]{event["mode"].lower()}[/]', f'[yellow]safety: {verdicts}[/]' if verdicts else '',
-        )  # fmt: skip
+            f'{event["elapsed"]:5.1f} s',
+            ProgressBar(total=1.0, completed=event.get('progress') or 0.0, width=30),
+            f'{100 * (event.get("progress") or 0.0):3.0f} %',
+            _STATES.get(event['state'], event['state'].lower()),
+            f'[dim]{event["mode"].lower()}[/]',
+            f'[yellow]safety: {verdicts}[/]' if verdicts else '',
+        )
         self._live.update(row)
 
     def _result(self, event: dict[str, Any]) -> None:
         if event['success']:
             when = event.get('success_after')
-            self._line(f'[green]\N{CHECK MARK} solved[/]' + (f' after {when:.1f} s' if when is not None else ''))
+            self._line('[green]\N{CHECK MARK} solved[/]' + (f' after {when:.1f} s' if when is not None else ''))
         else:
             self._line(f'[red]\N{BALLOT X} not solved[/] ({event["outcome"]}: {_safe(event["reason"])})')
 

@@ -29,12 +29,20 @@ DEFAULT = 'put the red cube in the bowl'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument('--task', default='', help='pick, put, move_near, stack, open_drawer, close_drawer; found from the instruction when left out')
-    parser.add_argument('--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)')
+    parser.add_argument(
+        '--task',
+        default='',
+        help='pick, put, move_near, stack, open_drawer, close_drawer; found from the instruction when left out',
+    )
+    parser.add_argument(
+        '--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)'
+    )
     parser.add_argument('--seed', type=int, default=0, help='of the scene (default: 0)')
     parser.add_argument('--policy', default='expert', help='expert (default), hold or instructvla')
     parser.add_argument('--checkpoint', default='', help='run directory or hub id, for --policy instructvla')
-    parser.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)')
+    parser.add_argument(
+        '--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)'
+    )
     parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
     parser.add_argument('--no-video', action='store_true', help='record no images: less work for a slow machine')
     parser.add_argument('--keep-open', action='store_true', help='leave the graph running afterwards until Ctrl-C')
@@ -50,7 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     session.require_ros()
     request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
     options = session.GraphOptions(
-        policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=True, video=not arguments.no_video
+        policy=arguments.policy,
+        checkpoint=arguments.checkpoint,
+        embodiment=arguments.embodiment,
+        record=True,
+        video=not arguments.no_video,
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
@@ -77,10 +89,14 @@ def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:
 
     log = runlog.load(folder)
     facts: dict[str, Any] = {
-        'policy': arguments.policy, 'checkpoint': arguments.checkpoint, 'domain_id': domain, 'created': time.strftime('%Y-%m-%d %H:%M:%S'),
+        'policy': arguments.policy,
+        'checkpoint': arguments.checkpoint,
+        'domain_id': domain,
+        'created': time.strftime('%Y-%m-%d %H:%M:%S'),
         'command': shlex.join(['instructvla', *sys.argv[1:]]) if sys.argv[1:2] == ['demo'] else 'instructvla demo',
-        'machine': machine.facts(), 'versions': machine.versions(),
-    }  # fmt: skip
+        'machine': machine.facts(),
+        'versions': machine.versions(),
+    }
     log = dataclasses.replace(log, meta={**log.meta, **facts})
     runlog.save(log, folder)
     runlog.write_json(folder / 'metrics.json', metrics.summarize(log))
@@ -88,8 +104,27 @@ def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:
 
 
 def _result(row: dict[str, Any], folder: Path, report: Path, wall: float) -> dict[str, Any]:
-    names = ('task', 'seed', 'instruction', 'policy', 'success', 'success_after', 'outcome', 'reason', 'duration', 'chunks', 'latency', 'jitter', 'verdicts')
-    return {**{name: row.get(name) for name in names}, 'folder': str(folder), 'report': str(report), 'wall_time': round(wall, 2)}
+    names = (
+        'task',
+        'seed',
+        'instruction',
+        'policy',
+        'success',
+        'success_after',
+        'outcome',
+        'reason',
+        'duration',
+        'chunks',
+        'latency',
+        'jitter',
+        'verdicts',
+    )
+    return {
+        **{name: row.get(name) for name in names},
+        'folder': str(folder),
+        'report': str(report),
+        'wall_time': round(wall, 2),
+    }
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
@@ -98,7 +133,10 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         return
     latency = result['latency']['without_policy']
     if latency['p50'] is not None:
-        print(f'camera to command without policy time: {latency["p50"] * 1e3:.1f} ms median, {latency["p99"] * 1e3:.1f} ms p99')
+        print(
+            f'camera to command, without policy time: {latency["p50"] * 1e3:.1f} ms median, '
+            f'{latency["p99"] * 1e3:.1f} ms p99'
+        )
     print(f'report: {result["report"]}  ({result["wall_time"]:.0f} s in all)', flush=True)
 
 

@@ -1,8 +1,8 @@
 """Success rates over many seeds, in process (`expert`) or through the whole graph (`graph`).
 
-`expert` runs simulator, policy and controller in this process without ROS and as fast as the machine can. `graph` starts
-the ROS 2 processes once and runs every episode through them in real time; results go to <out>/episodes.jsonl one by one,
-and the same command continues where an interrupted one stopped.
+`expert` runs simulator, policy and controller in this process without ROS and as fast as the machine can.
+`graph` starts the ROS 2 processes once and runs every episode through them in real time; results go to
+<out>/episodes.jsonl one by one, and the same command continues where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways = parser.add_subparsers(dest='way', required=True, metavar='expert | graph')
     for name, text in (('expert', 'in process, without ROS'), ('graph', 'through the ROS 2 graph')):
         way = ways.add_parser(name, help=text, description=text)
-        way.add_argument('--task', action='append', default=[], help='may be given several times; all tasks when left out')
+        way.add_argument(
+            '--task', action='append', default=[], help='may be given several times; all tasks when left out'
+        )
         way.add_argument('--instruction', default='', help="the same sentence for every seed instead of the task's own")
         way.add_argument('--episodes', type=int, default=30, help='seeds per task (default: 30)')
         way.add_argument('--seed', type=int, default=0, help='first seed (default: 0)')
@@ -68,12 +70,19 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     from ._progress import Progress
 
     options = session.GraphOptions(
-        policy=arguments.policy, checkpoint=arguments.checkpoint, embodiment=arguments.embodiment, record=arguments.record
+        policy=arguments.policy,
+        checkpoint=arguments.checkpoint,
+        embodiment=arguments.embodiment,
+        record=arguments.record,
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
     keys = {e.key() for e in wanted}
-    before = [r for r in session.read_results(folder / session.RESULTS) if _row_key(r) in keys and r.get('policy') == arguments.policy]
+    before = [
+        r
+        for r in session.read_results(folder / session.RESULTS)
+        if _row_key(r) in keys and r.get('policy') == arguments.policy
+    ]
     done = {_row_key(r) for r in before}
     missing = [e for e in wanted if e.key() not in done]
     fresh: list[dict[str, Any]] = []
@@ -86,7 +95,12 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
                     progress.update(event)
                 fresh = running.rows
     rows = [*before, *fresh]
-    summary = {'policy': arguments.policy, 'tasks': scores.by_task(rows), 'machine': machine.facts(), 'versions': machine.versions()}
+    summary = {
+        'policy': arguments.policy,
+        'tasks': scores.by_task(rows),
+        'machine': machine.facts(),
+        'versions': machine.versions(),
+    }
     runlog.write_json(folder / 'summary.json', summary)
     print(f'results: {folder}', file=sys.stderr)
     return rows
@@ -116,12 +130,22 @@ def _expert(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, 
         for request in wanted:
             episode = make_episode(request.task, request.seed, request.instruction, sim.randomization)
             result = run_episode(
-                episode, policy, sim=sim, embodiment=embodiment, control=control, policy_settings=settings, world=world, kinematics=kinematics
+                episode,
+                policy,
+                sim=sim,
+                embodiment=embodiment,
+                control=control,
+                policy_settings=settings,
+                world=world,
+                kinematics=kinematics,
             )
             rows.append(_row(result))
             if not arguments.json:
                 mark = 'solved' if result.success else f'NOT SOLVED, {result.failure}: {result.detail}'
-                print(f'{result.task} {result.seed:4d}  {result.time:6.1f} s  {mark}  ({result.instruction})', file=sys.stderr)
+                print(
+                    f'{result.task} {result.seed:4d}  {result.time:6.1f} s  {mark}  ({result.instruction})',
+                    file=sys.stderr,
+                )
     finally:
         world.close()
     if arguments.out:
@@ -133,11 +157,19 @@ def _expert(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, 
 
 def _row(result: Any) -> dict[str, Any]:
     return {
-        'task': result.task, 'seed': result.seed, 'instruction': result.instruction, 'policy': result.policy, 'success': result.success,
-        'outcome': 'SUCCEEDED' if result.success else result.failure, 'reason': result.detail, 'progress': result.progress,
-        'duration': result.time, 'success_after': result.time if result.success else None, 'chunks': result.chunks,
+        'task': result.task,
+        'seed': result.seed,
+        'instruction': result.instruction,
+        'policy': result.policy,
+        'success': result.success,
+        'outcome': 'SUCCEEDED' if result.success else result.failure,
+        'reason': result.detail,
+        'progress': result.progress,
+        'duration': result.time,
+        'success_after': result.time if result.success else None,
+        'chunks': result.chunks,
         'verdicts': {name.replace('/', ' '): count for name, count in result.verdicts.items()},
-    }  # fmt: skip
+    }
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -151,7 +183,8 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     for task, s in table.items():
         low, high = s['interval']
         median = f'{s["success_after"]["p50"]:.1f}' if s['success_after']['p50'] is not None else '-'
-        print(f'{task:14s}{s["successes"]:5d}/{s["episodes"]:<4d}{f"{100 * low:.0f} .. {100 * high:.0f} %":>18s}{median:>10s}')
+        interval = f'{100 * low:.0f} .. {100 * high:.0f} %'
+        print(f'{task:14s}{s["successes"]:5d}/{s["episodes"]:<4d}{interval:>18s}{median:>10s}')
     for task, s in table.items():
         for f in s['failures']:
             print(f'  {task} seed {f["seed"]}: {f["outcome"]}, {f["reason"]}')

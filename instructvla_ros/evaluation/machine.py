@@ -12,7 +12,13 @@ PACKAGES = ('instructvla_ros', 'numpy', 'scipy', 'mujoco', 'pin', 'pin-pink', 't
 
 def facts() -> dict[str, str]:
     """Machine in words; what cannot be found out is left out."""
-    out = {'processor': _processor(), 'cores': _cores(), 'memory': _memory(), 'system': _system(), 'kernel': platform.release()}
+    out = {
+        'processor': _processor(),
+        'cores': _cores(),
+        'memory': _memory(),
+        'system': _system(),
+        'kernel': platform.release(),
+    }
     return {k: v for k, v in out.items() if v}
 
 

@@ -20,14 +20,21 @@ def percentiles(values: ArrayLike) -> dict[str, Any]:
     if not len(v):
         return {'count': 0, 'mean': None, 'p50': None, 'p95': None, 'p99': None, 'max': None}
     p50, p95, p99 = np.percentile(v, [50, 95, 99])
-    return {'count': len(v), 'mean': float(v.mean()), 'p50': float(p50), 'p95': float(p95), 'p99': float(p99), 'max': float(v.max())}
+    return {
+        'count': len(v),
+        'mean': float(v.mean()),
+        'p50': float(p50),
+        'p95': float(p95),
+        'p99': float(p99),
+        'max': float(v.max()),
+    }
 
 
 def first_command_ns(log: RunLog) -> NDArray[np.int64]:
     """Stamp [ns] of the first controller period that played each chunk; 0 for a chunk that was never played."""
     out = np.zeros(len(log.chunks.created_ns), dtype=np.int64)
     rows, first = np.unique(log.controller.chunk, return_index=True)
-    for row, k in zip(rows, first):
+    for row, k in zip(rows, first, strict=True):
         if row >= 0:
             out[row] = log.controller.stamp_ns[k]
     return out
@@ -37,7 +44,7 @@ def chunk_latency(log: RunLog) -> dict[str, Floats]:
     """Seconds per stage for every chunk that was played.
 
     ``to_policy``: camera stamp until the policy began (transport, waiting for the other inputs). ``policy``: its own
-    time. ``to_command``: chunk made until the first command that follows it. ``total``: camera stamp until that command.
+    time. ``to_command``: chunk made until the first command that plays it. ``total``: camera stamp until then.
     ``without_policy``: total minus the policy's own time.
     """
     command = first_command_ns(log)
@@ -81,7 +88,7 @@ def spans(time: Floats, values: ArrayLike) -> list[tuple[Any, float, float]]:
     cuts = np.flatnonzero(v[1:] != v[:-1]) + 1
     starts = np.concatenate([[0], cuts])
     ends = np.concatenate([cuts, [len(v) - 1]])
-    return [(v[a], float(time[a]), float(time[b])) for a, b in zip(starts, ends)]
+    return [(v[a], float(time[a]), float(time[b])) for a, b in zip(starts, ends, strict=True)]
 
 
 def verdict_summary(log: RunLog) -> list[dict[str, Any]]:
@@ -143,8 +150,8 @@ def stop_times(log: RunLog, asked_ns: int, still: float = 0.01) -> dict[str, Any
         still: joint speed below which the arm counts as at rest [rad/s].
 
     Returns:
-        latched: time until the controller said STOPPED [s] or None. rest: time until every measured joint was slower than
-        ``still`` for good [s] or None. travel: largest joint change from the stop to the end of the log [rad].
+        latched: time until the controller said STOPPED [s] or None. rest: time until every measured joint was
+        slower than ``still`` for good [s] or None. travel: largest joint change from the stop to the end [rad].
     """
     c = log.controller
     after = c.stamp_ns >= asked_ns

@@ -1,4 +1,4 @@
-"""Small inline SVG charts: no library, themed by CSS classes, followed by a cursor that the page's script moves.
+"""The charts of the report as inline SVG, followed by a cursor that the page's script moves.
 
 A chart with a time axis carries ``data-t0 data-t1 data-x0 data-x1`` (seconds and SVG units) so that the page can turn
 the video's time into a position and a click into a time.
@@ -6,113 +6,29 @@ the video's time into a position and a click into a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-TOLERANCE = 0.3  # SVG units: points that would move a line by less are left out
+from .svg import Curve, Floats, Frame, document, grid, limits, number, polyline, rect, segment, text, ticks
+
+NOTHING = '<p class="empty">no samples</p>'
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line of a chart. ``css`` is the class that colours it: measured, commanded, plan, third."""
+class Thing:
+    """An object of the scene in a plane: centre and size [m], CSS class, colour, words."""
 
-    x: ArrayLike
-    y: ArrayLike
-    css: str = 'measured'
+    x: float
+    y: float
+    width: float
+    height: float
+    css: str
+    fill: str
     label: str = ''
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where a chart's axes lie inside the SVG, and what they show."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def px(self, x: ArrayLike) -> Floats:
-        """SVG x of data x."""
-        lo, hi = self.x
-        return self.left + (np.asarray(x, dtype=np.float64) - lo) / (hi - lo) * (self.right - self.left)
-
-    def py(self, y: ArrayLike) -> Floats:
-        """SVG y of data y (upwards)."""
-        lo, hi = self.y
-        return self.bottom - (np.asarray(y, dtype=np.float64) - lo) / (hi - lo) * (self.bottom - self.top)
-
-
-def simplify(x: Floats, y: Floats, tolerance: float = TOLERANCE) -> tuple[Floats, Floats]:
-    """Fewer points of a line so that no left-out point is further than ``tolerance`` from it (Douglas-Peucker)."""
-    n = len(x)
-    keep = np.zeros(n, dtype=bool)
-    if n:
-        keep[[0, -1]] = True
-    stack = [(0, n - 1)]
-    while stack:
-        a, b = stack.pop()
-        if b - a < 2:
-            continue
-        dx, dy = x[b] - x[a], y[b] - y[a]
-        length = math.hypot(dx, dy)
-        px, py = x[a + 1 : b] - x[a], y[a + 1 : b] - y[a]
-        distance = np.abs(px * dy - py * dx) / length if length > 1e-9 else np.hypot(px, py)
-        k = int(np.argmax(distance))
-        if distance[k] > tolerance:
-            keep[a + 1 + k] = True
-            stack += [(a, a + 1 + k), (a + 1 + k, b)]
-    return x[keep], y[keep]
-
-
-def polyline(frame: Frame, curve: Curve) -> str:
-    """SVG of one curve; non-finite values interrupt it."""
-    x, y = frame.px(curve.x), frame.py(curve.y)
-    good = np.isfinite(x) & np.isfinite(y)
-    parts = []
-    for piece in np.split(np.arange(len(x)), np.flatnonzero(~good)):
-        piece = piece[good[piece]]
-        if len(piece) > 1:
-            sx, sy = simplify(x[piece], y[piece])
-            parts.append('M' + 'L'.join(f'{a:.1f} {b:.1f}' for a, b in zip(sx, sy)))
-    return f'<path class="line {curve.css}" d="{"".join(parts)}"/>' if parts else ''
-
-
-def ticks(lo: float, hi: float, about: int) -> list[float]:
-    """Round numbers between ``lo`` and ``hi``, roughly ``about`` of them."""
-    span = hi - lo
-    if not (math.isfinite(span) and span > 0):
-        return [lo]
-    step = 10.0 ** math.floor(math.log10(span / about))
-    for factor in (1, 2, 5, 10):
-        if span / (step * factor) <= about:
-            step *= factor
-            break
-    first = math.ceil(lo / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, int(math.floor(hi / step + 1e-9)) + 1)]
-
-
-def limits(values: Sequence[ArrayLike], pad: float = 0.06, least: float = 1e-3) -> tuple[float, float]:
-    """Range of all finite values with a margin, at least ``least`` wide; (0, 1) when there is none."""
-    flat = np.concatenate([np.asarray(v, dtype=np.float64).ravel() for v in values]) if values else np.empty(0)
-    flat = flat[np.isfinite(flat)]
-    if not len(flat):
-        return 0.0, 1.0
-    lo, hi = float(flat.min()), float(flat.max())
-    grow = max((hi - lo) * pad, (least - (hi - lo)) / 2)
-    return lo - grow, hi + grow
-
-
-def number(v: float) -> str:
-    """Short text of a tick."""
-    return f'{v:g}'.replace('-', '\N{MINUS SIGN}')
+    round: bool = False
 
 
 def line_chart(
@@ -129,13 +45,12 @@ def line_chart(
     """Chart over time; every curve shares the axes. The title is read by screen readers."""
     span = y or limits([c.y for c in curves])
     frame = Frame(x, span, 34, 8, width - 8, height - 18)
-    body = [_grid(frame, y_ticks, max(3, int(width / 60)), x_label)]
-    body += [polyline(frame, c) for c in curves]
-    return _svg(frame, width, height, body, title, timed=True)
+    body = [grid(frame, y_ticks, max(3, int(width / 60)), x_label), *(polyline(frame, c) for c in curves)]
+    return document(width, height, body, title, frame)
 
 
 def histogram(
-    groups: Sequence[tuple[str, str, ArrayLike]],
+    groups: Sequence[tuple[str, ArrayLike]],
     *,
     unit: str,
     width: float = 560,
@@ -145,88 +60,80 @@ def histogram(
     marks: Sequence[tuple[float, str]] = (),
     title: str = 'histogram',
 ) -> str:
-    """Overlaid histograms of (label, css, values); values above ``upper`` are counted in the last bin.
+    """Overlaid histograms of (css, values); values above ``upper`` are counted in the last bin.
 
     ``marks`` are (value, text) drawn as vertical lines.
     """
-    data = [(css, _finite(values)) for _, css, values in groups]
+    data = [(css, _finite(values)) for css, values in groups]
     flat = np.concatenate([v for _, v in data]) if data else np.empty(0)
     if not len(flat):
-        return '<p class="empty">no samples</p>'
+        return NOTHING
     lo = min(0.0, float(flat.min()))
-    hi = upper if upper is not None else float(flat.max())
-    hi = max(hi * 1.02, lo + 1e-6, *(m * 1.05 for m, _ in marks)) if marks else max(hi * 1.02, lo + 1e-6)
+    hi = max((upper if upper is not None else float(flat.max())) * 1.02, lo + 1e-6, *(m * 1.05 for m, _ in marks), lo)
     edges = np.linspace(lo, hi, bins + 1)
     counts = [(css, np.histogram(np.clip(v, lo, hi), edges)[0]) for css, v in data]
-    top = max(int(c.max()) for _, c in counts)
-    frame = Frame((lo, hi), (0, top * 1.12), 38, 8, width - 8, height - 20)
-    body = [_grid(frame, 3, 7, unit)]
-    for css, c in counts:
-        for k in np.flatnonzero(c):
-            a, b = frame.px(edges[k]), frame.px(edges[k + 1])
-            y = float(frame.py(c[k]))
-            body.append(f'<rect class="bar {css}" x="{a:.1f}" y="{y:.1f}" width="{max(b - a - 0.8, 0.6):.1f}" height="{frame.bottom - y:.1f}"/>')
-    for value, text in marks:
+    frame = Frame((lo, hi), (0, max(int(c.max()) for _, c in counts) * 1.12), 38, 8, width - 8, height - 20)
+    body = [grid(frame, 3, 7, unit)]
+    for css, count in counts:
+        for k in np.flatnonzero(count):
+            a, b, top = float(frame.px(edges[k])), float(frame.px(edges[k + 1])), float(frame.py(count[k]))
+            body.append(rect(f'bar {css}', a, top, max(b - a - 0.8, 0.6), frame.bottom - top))
+    for value, words in marks:
         at = float(frame.px(value))
-        side = 'end' if at > width * 0.8 else 'start'
-        shift = -4 if side == 'end' else 4
-        body.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{frame.top}" y2="{frame.bottom}"/>')
-        body.append(f'<text class="note" x="{at + shift:.1f}" y="{frame.top + 9}" text-anchor="{side}">{escape(text)}</text>')
-    return _svg(frame, width, height, body, title)
+        late = at > width * 0.8
+        body.append(segment('mark', at, frame.top, at, frame.bottom))
+        body.append(text('note', at + (-4 if late else 4), frame.top + 9, words, 'end' if late else 'start'))
+    return document(width, height, body, title)
 
 
 def stages_bar(parts: Sequence[tuple[str, str, float]], *, unit: str = 'ms', width: float = 560) -> str:
     """One horizontal bar made of (label, css, value), the values written under it."""
-    total = sum(v for *_, v in parts)
+    total = sum(value for *_, value in parts)
     if not total > 0:
         return ''
-    height, left = 58.0, 0.0
-    body = []
-    for label, css, value in parts:
-        w = value / total * width
-        body.append(f'<rect class="bar solid {css}" x="{left:.1f}" y="4" width="{max(w - 2, 1):.1f}" height="20" rx="3"/>')
-        left += w
-    step = width / len(parts)
+    body, left, step = [], 0.0, width / len(parts)
     for k, (label, css, value) in enumerate(parts):
-        body.append(f'<rect class="bar solid {css}" x="{k * step:.1f}" y="35" width="9" height="9" rx="2"/>')
-        body.append(f'<text class="note" x="{k * step + 14:.1f}" y="43">{escape(label)}</text>')
-        body.append(f'<text class="note strong" x="{k * step + 14:.1f}" y="56">{value:.1f} {escape(unit)}</text>')
-    return f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="latency per stage">{"".join(body)}</svg>'
+        share = value / total * width
+        body.append(rect(f'bar solid {css}', left, 4, max(share - 2, 1), 20, radius=3))
+        body.append(rect(f'bar solid {css}', k * step, 35, 9, 9, radius=2))
+        body.append(text('note', k * step + 14, 43, label))
+        body.append(text('note strong', k * step + 14, 57, f'{value:.1f} {unit}'))
+        left += share
+    return document(width, 60, body, 'latency per stage')
 
 
 def timeline(
     rows: Sequence[tuple[str, Sequence[tuple[str, float, float, str]]]],
-    ticks_row: Sequence[tuple[float, str, str]],
+    events: Sequence[tuple[float, str, str]],
     *,
     x: tuple[float, float],
     width: float = 1120,
 ) -> str:
-    """Bands over time. ``rows``: (label, [(css, start, end, tooltip)]); ``ticks_row``: (time, css, tooltip) of events."""
+    """Bands over time.
+
+    Args:
+        rows: (label, [(css, start, end, tooltip)]). events: (time, css, tooltip), drawn in a last row.
+    """
     band, gap, left = 16.0, 6.0, 92.0
     height = (band + gap) * (len(rows) + 1) + 24
     frame = Frame(x, (0, 1), left, 4, width - 8, height - 20)
-    body = [
-        f'<line class="grid" x1="{p:.1f}" x2="{p:.1f}" y1="0" y2="{frame.bottom}"/>'
-        f'<text class="tick" x="{p:.1f}" y="{height - 6:.1f}" text-anchor="middle">{number(v)} s</text>'
-        for v in ticks(*x, 12)
-        for p in [float(frame.px(v))]
-    ]
-    y = 4.0
+    body = []
+    for v in ticks(*x, 12):
+        at = float(frame.px(v))
+        body.append(segment('grid', at, 0, at, frame.bottom))
+        body.append(text('tick', at, height - 6, f'{number(v)} s', 'middle'))
+    top = 4.0
     for label, spans in rows:
-        body.append(f'<text class="row" x="{left - 10}" y="{y + 12}" text-anchor="end">{escape(label)}</text>')
-        for css, a, b, tip in spans:
-            pa, pb = frame.px([a, b])
-            body.append(
-                f'<rect class="band {css}" x="{pa:.1f}" y="{y}" width="{max(pb - pa - 1, 1):.1f}" height="{band}" rx="3">'
-                f'<title>{escape(tip)}</title></rect>'
-            )
-        y += band + gap
-    body.append(f'<text class="row" x="{left - 10}" y="{y + 12}" text-anchor="end">safety</text>')
-    body.append(f'<line class="grid" x1="{left}" x2="{frame.right}" y1="{y + band / 2}" y2="{y + band / 2}"/>')
-    for at, css, tip in ticks_row:
-        p = float(frame.px(at))
-        body.append(f'<rect class="event {css}" x="{p - 1:.1f}" y="{y + 2}" width="2" height="{band - 4}"><title>{escape(tip)}</title></rect>')
-    return _svg(frame, width, height, body, 'what happened when', timed=True)
+        body.append(text('row', left - 10, top + 12, label, 'end'))
+        for css, start, end, tip in spans:
+            a, b = (float(p) for p in frame.px([start, end]))
+            body.append(rect(f'band {css}', a, top, max(b - a - 1, 1), band, radius=3, tip=tip))
+        top += band + gap
+    body.append(text('row', left - 10, top + 12, 'safety', 'end'))
+    body.append(segment('grid', left, top + band / 2, frame.right, top + band / 2))
+    for at, css, tip in events:
+        body.append(rect(f'event {css}', float(frame.px(at)) - 1, top + 2, 2, band - 4, tip=tip))
+    return document(width, height, body, 'what happened when', frame)
 
 
 def path_view(
@@ -234,86 +141,74 @@ def path_view(
     commanded: Floats,
     measured: Floats,
     time: Floats,
-    shapes: Sequence[dict[str, float | str]],
+    things: Sequence[Thing],
     *,
     labels: tuple[str, str],
     width: float = 550,
-    margin: float = 0.05,
 ) -> str:
     """Path of the tool in a plane, equal scale on both axes.
 
     Args:
-        plans: (H+1, 2) polylines of planned chunks [m]. commanded, measured: (N, 2) [m]. time: (N,) [s] of ``measured``.
-        shapes: things in the scene: x, y, w, h [m], css, label, fill.
-        labels: names of the two axes.
+        plans: (H + 1, 2) of each planned chunk [m]. commanded, measured: (N, 2) [m]. time: (N,) of ``measured`` [s].
+        things: objects of the scene, drawn in this order. labels: names of the two axes.
     """
-    points = [p for p in (*plans, commanded, measured) if len(p)]
-    points += [np.array([[float(s['x']) + dx * float(s['w']) / 2, float(s['y']) + dy * float(s['h']) / 2]]) for s in shapes for dx, dy in ((-1, -1), (1, 1))]
+    corners = [
+        np.array([[t.x - t.width / 2, t.y - t.height / 2], [t.x + t.width / 2, t.y + t.height / 2]]) for t in things
+    ]
+    points = [p for p in (*plans, commanded, measured, *corners) if len(p)]
     if not points:
-        return '<p class="empty">no samples</p>'
-    x = limits([p[:, 0] for p in points], 0.0, 0.1)
-    y = limits([p[:, 1] for p in points], 0.0, 0.1)
-    x, y = (x[0] - margin, x[1] + margin), (y[0] - margin, y[1] + margin)
-    inner = width - 46
-    height = max(150.0, min(420.0, inner * (y[1] - y[0]) / (x[1] - x[0]) + 28))
-    scale = min(inner / (x[1] - x[0]), (height - 28) / (y[1] - y[0]))
-    grow_x, grow_y = inner / scale - (x[1] - x[0]), (height - 28) / scale - (y[1] - y[0])
-    x, y = (x[0] - grow_x / 2, x[1] + grow_x / 2), (y[0] - grow_y / 2, y[1] + grow_y / 2)
-    frame = Frame(x, y, 38, 8, width - 8, height - 20)
-    body = [_grid(frame, 5, 7, 'm')]
-    for s in shapes:
-        w, h = float(s['w']) * scale, float(s['h']) * scale
-        cx, cy = float(frame.px(float(s['x']))), float(frame.py(float(s['y'])))
-        radius = min(w, h) / 2 if s.get('round') else 2
-        body.append(
-            f'<rect class="thing {s["css"]}" x="{cx - w / 2:.1f}" y="{cy - h / 2:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{radius:.1f}" '
-            f'style="--thing:{escape(str(s["fill"]))}"><title>{escape(str(s["label"]))}</title></rect>'
-        )
+        return NOTHING
+    frame, height, scale = _equal_axes(points, width)
+    body = [grid(frame, 5, 7, 'm')]
+    for t in things:
+        w, h = t.width * scale, t.height * scale
+        left, top = float(frame.px(t.x)) - w / 2, float(frame.py(t.y)) - h / 2
+        radius = min(w, h) / 2 if t.round else 2.0
+        body.append(rect(f'thing {t.css}', left, top, w, h, radius=radius, tip=t.label, style=f'--thing:{t.fill}'))
     body += [polyline(frame, Curve(p[:, 0], p[:, 1], 'plan')) for p in plans]
-    body += [polyline(frame, Curve(p[:, 0], p[:, 1], css)) for p, css in ((measured, 'measured'), (commanded, 'commanded')) if len(p)]
-    written: list[tuple[float, float]] = []
-    for s in shapes:
-        if s['css'] == 'after' and s['label']:
-            cx, at = float(frame.px(float(s['x']))), float(frame.py(float(s['y']))) - float(s['h']) * scale / 2 - 5
-            while any(abs(at - y) < 13 and abs(cx - x) < 80 for x, y in written):
-                at -= 13
-            written.append((cx, at))
-            body.append(f'<text class="note" x="{cx:.1f}" y="{at:.1f}" text-anchor="middle">{escape(str(s["label"]))}</text>')
-    body.append(f'<text class="note" x="{frame.right - 4}" y="{frame.bottom - 5}" text-anchor="end">{escape(labels[0])} \N{RIGHTWARDS ARROW}</text>')
-    body.append(f'<text class="note" x="{frame.left + 5}" y="{frame.top + 10}">{escape(labels[1])} \N{UPWARDS ARROW}</text>')
+    both = ((measured, 'measured'), (commanded, 'commanded'))
+    body += [polyline(frame, Curve(p[:, 0], p[:, 1], css)) for p, css in both if len(p)]
+    body += _labels(frame, things, scale)
+    body.append(text('note', frame.right - 4, frame.bottom - 5, f'{labels[0]} \N{RIGHTWARDS ARROW}', 'end'))
+    body.append(text('note', frame.left + 5, frame.top + 10, f'{labels[1]} \N{UPWARDS ARROW}'))
     if len(measured):
-        every = max(1, len(time) // 400)
-        track = ' '.join(f'{t:.2f},{a:.1f},{b:.1f}' for t, a, b in zip(time[::every], frame.px(measured[::every, 0]), frame.py(measured[::every, 1])))
-        body.append(f'<circle class="dot" r="5" cx="{float(frame.px(measured[0, 0])):.1f}" cy="{float(frame.py(measured[0, 1])):.1f}" data-track="{track}"/>')
-    return _svg(frame, width, height, body, f'path of the tool, {labels[0]} and {labels[1]}')
+        body.append(_dot(frame, measured, time))
+    return document(width, height, body, f'path of the tool, {labels[0]} and {labels[1]}')
+
+
+def _equal_axes(points: Sequence[Floats], width: float, margin: float = 0.05) -> tuple[Frame, float, float]:
+    x0, x1 = limits([p[:, 0] for p in points], 0.0, 0.1)
+    y0, y1 = limits([p[:, 1] for p in points], 0.0, 0.1)
+    span_x, span_y = x1 - x0 + 2 * margin, y1 - y0 + 2 * margin
+    inner = width - 46
+    height = max(150.0, min(420.0, inner * span_y / span_x + 28))
+    scale = min(inner / span_x, (height - 28) / span_y)
+    half_x, half_y = inner / scale / 2, (height - 28) / scale / 2
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return Frame((x - half_x, x + half_x), (y - half_y, y + half_y), 38, 8, width - 8, height - 20), height, scale
+
+
+def _labels(frame: Frame, things: Sequence[Thing], scale: float) -> list[str]:
+    out: list[str] = []
+    written: list[tuple[float, float]] = []
+    for t in things:
+        if not t.label:
+            continue
+        x, y = float(frame.px(t.x)), float(frame.py(t.y)) - t.height * scale / 2 - 5
+        while any(abs(y - other) < 13 and abs(x - beside) < 80 for beside, other in written):
+            y -= 13
+        written.append((x, y))
+        out.append(text('note', x, y, t.label, 'middle'))
+    return out
+
+
+def _dot(frame: Frame, path: Floats, time: Floats) -> str:
+    every = max(1, len(time) // 400)
+    x, y = frame.px(path[::every, 0]), frame.py(path[::every, 1])
+    track = ' '.join(f'{t:.2f},{a:.1f},{b:.1f}' for t, a, b in zip(time[::every], x, y, strict=True))
+    return f'<circle class="dot" r="5" cx="{x[0]:.1f}" cy="{y[0]:.1f}" data-track="{track}"/>'
 
 
 def _finite(values: ArrayLike) -> Floats:
     v = np.asarray(values, dtype=np.float64).ravel()
     return v[np.isfinite(v)]
-
-
-def _grid(frame: Frame, y_count: int, x_count: int, x_label: str) -> str:
-    out = []
-    for v in ticks(*frame.y, y_count):
-        p = float(frame.py(v))
-        out.append(f'<line class="grid" x1="{frame.left}" x2="{frame.right}" y1="{p:.1f}" y2="{p:.1f}"/>')
-        out.append(f'<text class="tick" x="{frame.left - 5}" y="{p + 3:.1f}" text-anchor="end">{number(v)}</text>')
-    values = ticks(*frame.x, x_count)
-    for k, v in enumerate(values):
-        p = float(frame.px(v))
-        unit = f' {x_label}' if k == len(values) - 1 else ''
-        out.append(f'<text class="tick" x="{p:.1f}" y="{frame.bottom + 13:.1f}" text-anchor="middle">{number(v)}{escape(unit)}</text>')
-    return ''.join(out)
-
-
-def _svg(frame: Frame, width: float, height: float, body: Sequence[str], title: str, timed: bool = False) -> str:
-    attributes, cursor = '', ''
-    if timed:
-        attributes = f' data-t0="{frame.x[0]:.4f}" data-t1="{frame.x[1]:.4f}" data-x0="{frame.left}" data-x1="{frame.right}"'
-        cursor = f'<line class="cursor" x1="-9" x2="-9" y1="0" y2="{frame.bottom}"/>'
-    css = 'chart timed' if timed else 'chart'
-    return (
-        f'<svg class="{css}" viewBox="0 0 {width:g} {height:.0f}"{attributes} role="img" aria-label="{escape(title)}">'
-        f'{"".join(body)}{cursor}</svg>'
-    )

@@ -14,17 +14,30 @@ from markupsafe import Markup
 
 from .. import geometry
 from . import metrics, plots
-from .plots import Curve
+from .plots import Thing
 from .runlog import RunLog, load
+from .svg import Curve, limits
 
 EMBED_LIMIT = 20_000_000  # bytes of video that are put into the page
 TEMPLATES = Path(__file__).resolve().parent / 'templates'
 FILLS = {
-    'red': '#d9483b', 'green': '#3aa65a', 'blue': '#3b78d8', 'yellow': '#e0b321', 'orange': '#e5832b',
-    'purple': '#8a55c8', 'white': '#e9e9e4', 'black': '#3a3a3e', 'pink': '#e27fae', 'brown': '#8a5a3c', 'cyan': '#39b3bd',
-}  # fmt: skip
+    'red': '#d9483b',
+    'green': '#3aa65a',
+    'blue': '#3b78d8',
+    'yellow': '#e0b321',
+    'orange': '#e5832b',
+    'purple': '#8a55c8',
+    'white': '#e9e9e4',
+    'black': '#3a3a3e',
+    'pink': '#e27fae',
+    'brown': '#8a5a3c',
+    'cyan': '#39b3bd',
+}
 POLICIES = {
-    'expert': 'a script that reads the simulator\N{RIGHT SINGLE QUOTATION MARK}s ground truth; it proves the path from sentence to motion and never looks at an image',
+    'expert': (
+        'a script that reads the simulator\u2019s ground truth; it proves the path from sentence to motion '
+        'and never looks at an image'
+    ),
     'hold': 'stays where it is',
     'instructvla': 'the learned model: images and words in, words and motion out',
 }
@@ -64,7 +77,11 @@ def video_source(folder: Path, log: RunLog) -> dict[str, str]:
 def render(log: RunLog, video: Mapping[str, str] | None = None) -> str:
     """HTML text of the report."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(num=number, ms=lambda v, d=1: number(v, d, 1e3), si=number)
     summary = metrics.summarize(log)
@@ -107,7 +124,12 @@ def banner(log: RunLog) -> dict[str, str]:
         head = f'Task solved in {number(when, 1)} s' if when is not None else 'Task solved'
         return {'css': 'good', 'mark': '\N{HEAVY CHECK MARK}', 'head': head, 'text': _sentence(m.get('reason', ''))}
     if m.get('success') is None:
-        return {'css': 'plain', 'mark': '\N{BULLET}', 'head': 'Recorded, not judged', 'text': _sentence(m.get('reason', ''))}
+        return {
+            'css': 'plain',
+            'mark': '\N{BULLET}',
+            'head': 'Recorded, not judged',
+            'text': _sentence(m.get('reason', '')),
+        }
     head = f'Task not solved \N{EM DASH} {m.get("outcome", "no result")}'
     return {'css': 'bad', 'mark': '\N{HEAVY BALLOT X}', 'head': head, 'text': _sentence(m.get('reason', ''))}
 
@@ -123,19 +145,43 @@ def tiles(log: RunLog, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     verdicts = sum(v['count'] for v in summary['verdicts'])
     rms = max(summary['tracking']['rms'], default=None)
     return [
-        {'value': number(latency['without_policy']['p50'], 1, 1e3), 'unit': 'ms', 'label': 'camera to command, median',
-         'note': f'p99 {number(latency["without_policy"]["p99"], 1, 1e3)} ms, without policy time'},
-        {'value': number(latency['policy']['p50'], 1, 1e3), 'unit': 'ms', 'label': 'policy, median',
-         'note': f'{summary["chunks"]["count"]} chunks, {summary["chunks"]["played"]} played'},
-        {'value': number(control['jitter']['p99'], 2, 1e3), 'unit': 'ms', 'label': 'period jitter, p99',
-         'note': f'controller at {number(log.meta.get("control_rate"), 0)} Hz'},
-        {'value': number(rms, 1, 1e3), 'unit': 'mrad', 'label': 'tracking error, worst joint',
-         'note': f'rms; largest {number(max(summary["tracking"]["max"], default=None), 1, 1e3)} mrad'},
-        {'value': number(summary['path']['measured'], 2), 'unit': 'm', 'label': 'path of the tool',
-         'note': f'in {number(summary["duration"], 1)} s'},
-        {'value': str(verdicts), 'unit': '', 'label': 'safety interventions',
-         'note': ', '.join(v['rule'] for v in summary['verdicts'][:2]) or 'nothing to correct'},
-    ]  # fmt: skip
+        {
+            'value': number(latency['without_policy']['p50'], 1, 1e3),
+            'unit': 'ms',
+            'label': 'camera to command, median',
+            'note': f'p99 {number(latency["without_policy"]["p99"], 1, 1e3)} ms, without policy time',
+        },
+        {
+            'value': number(latency['policy']['p50'], 1, 1e3),
+            'unit': 'ms',
+            'label': 'policy, median',
+            'note': f'{summary["chunks"]["count"]} chunks, {summary["chunks"]["played"]} played',
+        },
+        {
+            'value': number(control['jitter']['p99'], 2, 1e3),
+            'unit': 'ms',
+            'label': 'period jitter, p99',
+            'note': f'controller at {number(log.meta.get("control_rate"), 0)} Hz',
+        },
+        {
+            'value': number(rms, 1, 1e3),
+            'unit': 'mrad',
+            'label': 'tracking error, worst joint',
+            'note': f'rms; largest {number(max(summary["tracking"]["max"], default=None), 1, 1e3)} mrad',
+        },
+        {
+            'value': number(summary['path']['measured'], 2),
+            'unit': 'm',
+            'label': 'path of the tool',
+            'note': f'in {number(summary["duration"], 1)} s',
+        },
+        {
+            'value': str(verdicts),
+            'unit': '',
+            'label': 'safety interventions',
+            'note': ', '.join(v['rule'] for v in summary['verdicts'][:2]) or 'nothing to correct',
+        },
+    ]
 
 
 def sentences(log: RunLog) -> list[dict[str, Any]]:
@@ -163,15 +209,26 @@ def timeline(log: RunLog, extent: tuple[float, float]) -> str:
     said = [(f'say{k % 2}', s['begin'], min(s['end'], extent[1]), s['text']) for k, s in enumerate(sentences(log))]
     if said:
         rows.append(('says', said))
-    rows.append(('controller', [(m.lower(), a, b, f'{m.lower()} {a:.1f}\N{EN DASH}{b:.1f} s') for m, a, b in metrics.mode_spans(log)]))
+    rows.append(
+        (
+            'controller',
+            [(m.lower(), a, b, f'{m.lower()} {a:.1f}\N{EN DASH}{b:.1f} s') for m, a, b in metrics.mode_spans(log)],
+        )
+    )
     time = log.seconds(log.controller.stamp_ns)
     grip = metrics.spans(time, log.controller.gripper > 0.5)
-    rows.append(('gripper', [('open' if v else 'closed', a, b, f'told to be {"open" if v else "closed"}') for v, a, b in grip]))
+    rows.append(
+        ('gripper', [('open' if v else 'closed', a, b, f'told to be {"open" if v else "closed"}') for v, a, b in grip])
+    )
     solved = metrics.spans(log.seconds(log.task.stamp_ns), log.task.success > 0)
     if solved:
-        rows.append(('task', [('solved' if v else 'unsolved', a, b, 'solved' if v else 'not solved yet') for v, a, b in solved]))
+        rows.append(
+            ('task', [('solved' if v else 'unsolved', a, b, 'solved' if v else 'not solved yet') for v, a, b in solved])
+        )
     events = [
-        (float(log.seconds(v['stamp_ns'])), v['action'].lower(), f'{v["rule"]}: {v["text"]}') for v in log.verdicts if v['action'] != 'PASSED'
+        (float(log.seconds(v['stamp_ns'])), v['action'].lower(), f'{v["rule"]}: {v["text"]}')
+        for v in log.verdicts
+        if v['action'] != 'PASSED'
     ]
     if len(events) > 400:
         events = events[:: len(events) // 400 + 1]
@@ -182,7 +239,10 @@ def path_views(log: RunLog, time: Any) -> list[str]:
     """Top and side view of the tool's path with the objects before and after, planned chunks behind."""
     c = log.controller
     good = np.all(np.isfinite(c.measured_xyz), axis=1) if len(c.measured_xyz) else np.zeros(0, dtype=bool)
-    measured, commanded = c.measured_xyz[good], c.commanded_xyz[np.all(np.isfinite(c.commanded_xyz), axis=1)] if len(good) else c.commanded_xyz
+    measured, commanded = (
+        c.measured_xyz[good],
+        c.commanded_xyz[np.all(np.isfinite(c.commanded_xyz), axis=1)] if len(good) else c.commanded_xyz,
+    )
     plans = [p for row in range(len(log.chunks.created_ns)) if len(p := planned_path(log, row))]
     out = []
     for axes, labels in (((0, 1), ('x forward', 'y left')), ((0, 2), ('x forward', 'z up'))):
@@ -205,41 +265,54 @@ def planned_path(log: RunLog, row: int) -> Any:
     start, steps, c = log.chunks.reference_pose[row], log.chunk_steps(row), log.chunks
     if not (np.all(np.isfinite(start)) and np.all(np.isfinite(steps))):
         return np.empty((0, 3))
-    poses = geometry.integrate(start, steps, 'tool' if c.tool_frame[row] else 'base', 'rotvec' if c.rotvec[row] else 'rpy')
+    poses = geometry.integrate(
+        start, steps, 'tool' if c.tool_frame[row] else 'base', 'rotvec' if c.rotvec[row] else 'rpy'
+    )
     return np.vstack([start[:3, 3], poses[:, :3, 3]])
 
 
-def _things(log: RunLog, axes: tuple[int, int]) -> list[dict[str, Any]]:
+def _things(log: RunLog, axes: tuple[int, int]) -> list[Thing]:
     named = {log.objects.get('target'), log.objects.get('destination')}
     end = {o['name']: o for o in log.objects.get('end', ())}
     out = []
     for before in log.objects.get('start', ()):
         after = end.get(before['name'], before)
         moved = np.linalg.norm(np.subtract(after['xyz'], before['xyz'])) > 0.01
+        turning = before['category'] in ('bowl', 'plate', 'cylinder') and axes == (0, 1)
         for css, thing in (('before', before), ('after', after)):
             if css == 'before' and not moved:
                 continue
-            out.append(
-                {
-                    'x': thing['xyz'][axes[0]], 'y': thing['xyz'][axes[1]], 'w': thing['extent'][axes[0]], 'h': thing['extent'][axes[1]],
-                    'css': css, 'fill': FILLS.get(thing['color'], '#9a9a9a'),
-                    'round': thing['category'] in ('ball', 'bowl', 'plate', 'cylinder') and axes == (0, 1) or thing['category'] == 'ball',
-                    'label': thing['name'].replace('_', ' ') if thing['name'] in named and css == 'after' else '',
-                }
-            )  # fmt: skip
-    return sorted(out, key=lambda s: -float(s['w']) * float(s['h']))
+            (x, y), (width, height) = ((thing[key][axes[0]], thing[key][axes[1]]) for key in ('xyz', 'extent'))
+            label = thing['name'].replace('_', ' ') if thing['name'] in named and css == 'after' else ''
+            fill = FILLS.get(thing['color'], '#9a9a9a')
+            out.append(Thing(x, y, width, height, css, fill, label, turning or thing['category'] == 'ball'))
+    return sorted(out, key=lambda t: -t.width * t.height)
 
 
-def joint_charts(log: RunLog, summary: Mapping[str, Any], time: Any, extent: tuple[float, float]) -> list[dict[str, Any]]:
+def joint_charts(
+    log: RunLog, summary: Mapping[str, Any], time: Any, extent: tuple[float, float]
+) -> list[dict[str, Any]]:
     """One small chart per joint and one for the gripper: commanded against measured."""
     out = []
     rms, worst = summary['tracking']['rms'], summary['tracking']['max']
     for k, name in enumerate(log.joint_names):
-        curves = [Curve(time, log.controller.measured_q[:, k], 'measured'), Curve(time, log.controller.commanded_q[:, k], 'commanded')]
+        curves = [
+            Curve(time, log.controller.measured_q[:, k], 'measured'),
+            Curve(time, log.controller.commanded_q[:, k], 'commanded'),
+        ]
         note = f'rms {number(rms[k], 1, 1e3)} \N{MIDDLE DOT} max {number(worst[k], 1, 1e3)} mrad' if rms else ''
-        span = plots.limits([c.y for c in curves], least=0.05)
-        out.append({'title': name, 'note': note, 'svg': Markup(plots.line_chart(curves, x=extent, y=span, title=f'{name} [rad]'))})
-    curves = [Curve(log.seconds(log.joints.stamp_ns), log.joints.gripper, 'measured'), Curve(time, log.controller.gripper, 'commanded')]
+        span = limits([c.y for c in curves], least=0.05)
+        out.append(
+            {
+                'title': name,
+                'note': note,
+                'svg': Markup(plots.line_chart(curves, x=extent, y=span, title=f'{name} [rad]')),
+            }
+        )
+    curves = [
+        Curve(log.seconds(log.joints.stamp_ns), log.joints.gripper, 'measured'),
+        Curve(time, log.controller.gripper, 'commanded'),
+    ]
     svg = plots.line_chart(curves, x=extent, y=(-0.08, 1.08), title='gripper openness')
     changes = summary['controller']['gripper_changes']
     out.append({'title': 'gripper', 'note': f'openness \N{MIDDLE DOT} {changes} changes', 'svg': Markup(svg)})
@@ -257,8 +330,8 @@ def latency_charts(log: RunLog, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Median of each stage as one bar, and the distribution with and without the policy's time."""
     values = metrics.chunk_latency(log)
     p50 = [float(summary['latency'][name]['p50'] or 0.0) * 1e3 for name in metrics.STAGES]
-    parts = list(zip(('camera to policy', 'policy', 'policy to command'), ('c1', 'c2', 'c3'), p50))
-    groups = [('with policy time', 'c2', values['total'] * 1e3), ('without', 'c1', values['without_policy'] * 1e3)]
+    parts = list(zip(('camera to policy', 'policy', 'policy to command'), ('c1', 'c2', 'c3'), p50, strict=True))
+    groups = [('c2', values['total'] * 1e3), ('c1', values['without_policy'] * 1e3)]
     marks = [(v * 1e3, f'p50 {v * 1e3:.1f}') for v in [summary['latency']['without_policy']['p50']] if v is not None]
     upper = (summary['latency']['total']['p99'] or 0.0) * 1e3 * 1.25
     svg = plots.histogram(groups, unit='ms', marks=marks, upper=upper or None, title='latency from camera to command')
@@ -271,22 +344,34 @@ def jitter_chart(log: RunLog, summary: Mapping[str, Any]) -> str:
     p = summary['controller']['period']
     marks = [(p['p50'] * 1e3, f'median {p["p50"] * 1e3:.2f}')] if p['p50'] else []
     upper = (p['p99'] or 0.0) * 1e3 * 1.6
-    return plots.histogram([('period', 'c1', period[period > 0] * 1e3)], unit='ms', marks=marks, upper=upper or None, title='controller period')
+    return plots.histogram(
+        [('c1', period[period > 0] * 1e3)],
+        unit='ms',
+        marks=marks,
+        upper=upper or None,
+        title='controller period',
+    )
 
 
 def _extent(log: RunLog, time: Any) -> tuple[float, float]:
-    ends = [float(log.seconds(t.stamp_ns[-1])) for t in (log.controller, log.joints, log.task, log.frames) if len(t.stamp_ns)]
+    ends = [
+        float(log.seconds(t.stamp_ns[-1]))
+        for t in (log.controller, log.joints, log.task, log.frames)
+        if len(t.stamp_ns)
+    ]
     return 0.0, max([1.0, *ends])
 
 
 def _pages(log: RunLog) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     """Tables of facts at the foot of the page."""
     m = log.meta
-    run = [(k, str(m[k])) for k in ('task', 'seed', 'policy', 'robot', 'created', 'domain_id', 'checkpoint') if m.get(k) not in (None, '')]
+    run = [
+        (k, str(m[k]))
+        for k in ('task', 'seed', 'policy', 'robot', 'created', 'domain_id', 'checkpoint')
+        if m.get(k) not in (None, '')
+    ]
     return [
         ('Run', run),
         ('Machine', [(str(k).replace('_', ' '), str(v)) for k, v in dict(m.get('machine', {})).items()]),
         ('Versions', [(str(k), str(v)) for k, v in dict(m.get('versions', {})).items()]),
     ]
-
-

@@ -109,15 +109,16 @@ class TaskRows:
     tcp_xyz: Column = column('f8', 3, doc='m')
 
 
-Rows = TypeVar('Rows', ControllerRows, JointRows, CommandRows, ChunkRows, FrameRows, TaskRows)
+Rows = TypeVar('Rows')
 
 
 class Table(Generic[Rows]):
     """Collects rows of one kind; appending is cheap, :meth:`build` makes the columns."""
 
     def __init__(self, kind: type[Rows], joints: int):
-        self._kind, self._joints = kind, joints
-        self._columns: dict[str, list[Any]] = {f.name: [] for f in dataclasses.fields(kind)}
+        self._kind = kind
+        self._joints = joints
+        self._columns: dict[str, list[Any]] = {f.name: [] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
 
     def append(self, **row: Any) -> None:
         """Add one row; every column must be named."""
@@ -137,7 +138,7 @@ class Table(Generic[Rows]):
             RunLogError: rows of different shape in one column.
         """
         built = {}
-        for f in dataclasses.fields(self._kind):
+        for f in dataclasses.fields(self._kind):  # type: ignore[arg-type]
             shape = _shape(f, self._joints)
             try:
                 built[f.name] = np.array(self._columns[f.name], dtype=f.metadata['dtype']).reshape(len(self), *shape)
@@ -154,8 +155,9 @@ class RunLog:
         meta: what was run and how it ended (task, instruction, seed, policy, outcome, success, duration, command, ...).
         joint_names: in the order of every joint column. views: camera names.
         steps: (sum of horizons, 7) steps of all chunks. chunk_ids: (rows of ``chunks``) ids and what conditioned them.
-        reasoning: dicts id, stamp_ns, text, kind, tokens, latency, source. verdicts: dicts stamp_ns, rule, action, subject,
-            value, limit, unit, text, chunk_id. objects: dicts of the scene's objects at the start and at the end.
+        reasoning: dicts id, stamp_ns, text, kind, tokens, latency, source.
+        verdicts: dicts stamp_ns, rule, action, subject, value, limit, unit, text, chunk_id.
+        objects: the scene's objects at the start and at the end, names of target and destination.
         video: file, views, start_ns, frames, dropped, size; empty without video.
     """
 
@@ -216,7 +218,11 @@ def save(log: RunLog, folder: str | Path) -> Path:
     """Write ``recording.npz`` and ``run.json`` into ``folder`` (made when missing), each complete or not at all."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    numbers = {f'{name}.{f.name}': getattr(getattr(log, name), f.name) for name, kind in _TABLES.items() for f in dataclasses.fields(kind)}
+    numbers = {
+        f'{name}.{f.name}': getattr(getattr(log, name), f.name)
+        for name, kind in _TABLES.items()
+        for f in dataclasses.fields(kind)
+    }
     numbers['steps'] = np.asarray(log.steps, dtype=np.float64)
     partial = place / f'.{RECORDING}.part'
     with partial.open('wb') as file:
@@ -246,9 +252,13 @@ def load(folder: str | Path) -> RunLog:
         found = words.get('format') if isinstance(words, dict) else type(words).__name__
         raise RunLogError(f'{place / WORDS}: format {found!r}, this version reads {FORMAT}; record the run again')
     joints = len(words['joint_names'])
-    tables = {name: _table(place, name, kind, numbers, joints) for name, kind in _TABLES.items()}
-    lists = {n: tuple(words[n]) for n in ('joint_names', 'views', 'chunk_ids', 'chunk_reasoning', 'reasoning', 'verdicts')}
-    return RunLog(meta=words['meta'], steps=numbers['steps'], objects=words['objects'], video=words['video'], **lists, **tables)
+    tables: dict[str, Any] = {name: _table(place, name, kind, numbers, joints) for name, kind in _TABLES.items()}
+    lists: dict[str, Any] = {
+        n: tuple(words[n]) for n in ('joint_names', 'views', 'chunk_ids', 'chunk_reasoning', 'reasoning', 'verdicts')
+    }
+    return RunLog(
+        meta=words['meta'], steps=numbers['steps'], objects=words['objects'], video=words['video'], **lists, **tables
+    )
 
 
 def _table(place: Path, name: str, kind: type[Any], numbers: dict[str, Column], joints: int) -> Any:
@@ -291,5 +301,3 @@ def plain(data: Any) -> Any:
     if isinstance(data, Path):
         return str(data)
     return data
-
-

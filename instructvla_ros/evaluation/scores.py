@@ -27,7 +27,9 @@ def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At the ends the interval touches 0 or 1 exactly; rounding must not move it off.
-    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == trials else min(1.0, centre + half))
+    return (0.0 if successes == 0 else max(0.0, centre - half)), (
+        1.0 if successes == trials else min(1.0, centre + half)
+    )
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         episodes, successes, rate, interval (95 %), success_after and duration percentiles [s], outcomes and verdicts by
-        count, failures (seed, instruction, outcome, reason), latency (worst and median of the episodes' percentiles) [s].
+        count, failures (seed, instruction, outcome, reason), latency and jitter over the episodes' percentiles [s].
     """
     successes = [r for r in rows if r['success']]
     low, high = wilson(len(successes), len(rows))
@@ -56,7 +58,11 @@ def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         'verdicts': dict(sorted(verdicts.items(), key=lambda item: -item[1])),
         'latency': {name: _over_episodes(rows, 'latency', name) for name in ('without_policy', 'policy')},
         'jitter': _over_episodes(rows, 'jitter'),
-        'failures': [{k: r.get(k) for k in ('seed', 'instruction', 'outcome', 'reason', 'progress')} for r in rows if not r['success']],
+        'failures': [
+            {k: r.get(k) for k in ('seed', 'instruction', 'outcome', 'reason', 'progress')}
+            for r in rows
+            if not r['success']
+        ],
     }
 
 
@@ -83,4 +89,8 @@ def _over_episodes(rows: Sequence[dict[str, Any]], *path: str) -> dict[str, Any]
     if not found:
         return {'p50': None, 'p99_median': None, 'p99_worst': None}
     p99 = [e['p99'] for e in found]
-    return {'p50': float(np.median([e['p50'] for e in found])), 'p99_median': float(np.median(p99)), 'p99_worst': float(max(p99))}
+    return {
+        'p50': float(np.median([e['p50'] for e in found])),
+        'p99_median': float(np.median(p99)),
+        'p99_worst': float(max(p99)),
+    }

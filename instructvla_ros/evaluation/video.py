@@ -60,6 +60,11 @@ class VideoWriter:
         except queue.Full:
             self.dropped += 1
 
+    @property
+    def waiting(self) -> int:
+        """Frames that are not encoded yet."""
+        return self._queue.qsize()
+
     def close(self) -> dict[str, Any]:
         """Finish the file.
 
@@ -89,9 +94,14 @@ class VideoWriter:
             return {}
         shown = [v for v in self._views if v in self._sizes]
         return {
-            'file': self._file.name, 'views': shown, 'start_ns': self.start_ns, 'frames': self.frames,
-            'dropped': self.dropped, 'size': list(self._size), 'rate': self._rate,
-        }  # fmt: skip
+            'file': self._file.name,
+            'views': shown,
+            'start_ns': self.start_ns,
+            'frames': self.frames,
+            'dropped': self.dropped,
+            'size': list(self._size),
+            'rate': self._rate,
+        }
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -149,11 +159,40 @@ class VideoWriter:
         height = max(h for h, _ in self._sizes.values())
         self._size = (width + width % 2, height + height % 2)  # H.264 with 4:2:0 colour wants even sizes
         command = [
-            program, '-y', '-loglevel', 'error', '-nostdin', '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{self._size[0]}x{self._size[1]}',
-            '-r', f'{self._rate:g}', '-i', '-', '-an', '-c:v', 'libx264', '-preset', 'veryfast', '-threads', '1', '-crf', '25',
-            '-pix_fmt', 'yuv420p', '-movflags', '+faststart', str(self._file),
-        ]  # fmt: skip
+            program,
+            '-y',
+            '-loglevel',
+            'error',
+            '-nostdin',
+            '-f',
+            'rawvideo',
+            '-pix_fmt',
+            'rgb24',
+            '-s',
+            f'{self._size[0]}x{self._size[1]}',
+            '-r',
+            f'{self._rate:g}',
+            '-i',
+            '-',
+            '-an',
+            '-c:v',
+            'libx264',
+            '-preset',
+            'veryfast',
+            '-threads',
+            '1',
+            '-crf',
+            '25',
+            '-pix_fmt',
+            'yuv420p',
+            '-movflags',
+            '+faststart',
+            str(self._file),
+        ]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._messages,
             start_new_session=True,  # Ctrl-C is for whoever records: the encoder ends when its input does
         )

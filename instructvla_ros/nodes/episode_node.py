@@ -45,10 +45,14 @@ class EpisodeSettings:
     """Parameters of the episode node."""
 
     episodes: str = option('', 'file with one JSON object per line: task, seed, instruction')
-    output: str = option('', 'folder for results; recordings go there when there is one episode, else into episode_<n>/')
+    output: str = option(
+        '', 'folder for results; recordings go there when there is one episode, else into episode_<n>/'
+    )
     record: bool = option(False, 'keep the recording of every episode')
     video: bool = option(True, 'record the cameras too')
-    control_rate: float = option(0.0, 'nominal rate of the controller, for the jitter; 0: its median', unit='Hz', ge=0.0)
+    control_rate: float = option(
+        0.0, 'nominal rate of the controller, for the jitter; 0: its median', unit='Hz', ge=0.0
+    )
     ready_timeout: float = option(60.0, 'how long the graph may take to come up', unit='s', ge=1.0, le=3600.0)
     time_limit: float = option(0.0, 'time limit of an episode; 0: that of the task', unit='s', ge=0.0, le=3600.0)
     stop_every: int = option(0, 'stop the arm in the middle of every n-th episode, as a drill; 0: never', ge=0)
@@ -131,13 +135,19 @@ class EpisodeNode(BaseNode):
             if self._stop.wait(0.05):
                 return
             if waited > self._settings.ready_timeout:
-                raise GraphError(f'after {waited:.0f} s still silent: {", ".join(missing)}. Look at the logs of these nodes')
+                raise GraphError(
+                    f'after {waited:.0f} s still silent: {", ".join(missing)}. Look at the logs of these nodes'
+                )
         emit('ready', seconds=round(time.monotonic() - started, 2))
 
     def _silent(self) -> list[str]:
         out = self._recorder.silent(_NEEDED)
         out += [f'camera {name}' for name, count in self._cameras.items() if not count]
-        for name, client in (('service /sim/reset', self._world), ('service enable', self._enable), ('service reset', self._latch)):
+        for name, client in (
+            ('service /sim/reset', self._world),
+            ('service enable', self._enable),
+            ('service reset', self._latch),
+        ):
             if not client.service_is_ready():
                 out.append(name)
         if not self._execute.server_is_ready():
@@ -146,7 +156,9 @@ class EpisodeNode(BaseNode):
 
     def _episode(self, index: int, episode: dict[str, Any]) -> dict[str, Any]:
         self._call(self._enable, SetBool.Request(data=False), 'enable')
-        request = ResetWorld.Request(task=episode.get('task', ''), instruction=episode.get('instruction', ''), seed=int(episode.get('seed', 0)))
+        request = ResetWorld.Request(
+            task=episode.get('task', ''), instruction=episode.get('instruction', ''), seed=int(episode.get('seed', 0))
+        )
         answer = self._call(self._world, request, '/sim/reset', 20.0)
         if not answer.success:
             raise GraphError(f'the simulator refuses the episode: {answer.message}')
@@ -154,7 +166,15 @@ class EpisodeNode(BaseNode):
         self._wait_fresh_joints()
         self._switch_on()
         limit = self._settings.time_limit or scene.time_limit
-        emit('episode', index=index, of=len(self._episodes), task=scene.task, seed=scene.seed, instruction=answer.instruction, time_limit=limit)
+        emit(
+            'episode',
+            index=index,
+            of=len(self._episodes),
+            task=scene.task,
+            seed=scene.seed,
+            instruction=answer.instruction,
+            time_limit=limit,
+        )
         folder = self._output if len(self._episodes) == 1 else self._output / f'episode_{index:03d}'
         with_video = self._settings.record and self._settings.video
         if with_video:
@@ -189,7 +209,9 @@ class EpisodeNode(BaseNode):
             feedback['state'] = Phase(message.feedback.state).name
 
         goal = ExecuteInstruction.Goal(instruction=instruction, max_duration=limit)
-        handle = self._future(self._execute.send_goal_async(goal, feedback_callback=on_feedback), 10.0, 'action execute')
+        handle = self._future(
+            self._execute.send_goal_async(goal, feedback_callback=on_feedback), 10.0, 'action execute'
+        )
         if not handle.accepted:
             raise GraphError('the policy node did not accept the goal')
         done = threading.Event()
@@ -203,10 +225,16 @@ class EpisodeNode(BaseNode):
             solved_at = _solved_at(scene, solved_at)
             if scene is not None:
                 emit(
-                    'progress', elapsed=round(scene.elapsed, 2), limit=limit, progress=scene.progress, success=scene.success, state=feedback['state'],
-                    mode=runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else '', sentence=self._recorder.sentence,
+                    'progress',
+                    elapsed=round(scene.elapsed, 2),
+                    limit=limit,
+                    progress=scene.progress,
+                    success=scene.success,
+                    state=feedback['state'],
+                    mode=runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else '',
+                    sentence=self._recorder.sentence,
                     verdicts=self._recorder.verdict_counts(),
-                )  # fmt: skip
+                )
                 if drill is not None and asked_ns is None and scene.elapsed >= drill:
                     asked_ns = self.now_ns()
                     self._call(self._stop_arm, Trigger.Request(), 'stop')
@@ -218,17 +246,30 @@ class EpisodeNode(BaseNode):
                 raise GraphError(f'the goal did not end {limit + 15.0:.0f} s after it began; is the policy node alive?')
         r = future.result().result
         return {
-            'outcome': Outcome(r.outcome).name, 'reason': r.reason, 'duration': r.duration, 'solved_at': solved_at, 'stop_asked_ns': asked_ns,
-        }  # fmt: skip
+            'outcome': Outcome(r.outcome).name,
+            'reason': r.reason,
+            'duration': r.duration,
+            'solved_at': solved_at,
+            'stop_asked_ns': asked_ns,
+        }
 
-    def _conclude(self, episode: dict[str, Any], instruction: str, result: dict[str, Any], limit: float, folder: Path) -> dict[str, Any]:
+    def _conclude(
+        self, episode: dict[str, Any], instruction: str, result: dict[str, Any], limit: float, folder: Path
+    ) -> dict[str, Any]:
         scene = self._recorder.scene
         success = bool(scene is not None and scene.success)
         solved_at = _solved_at(scene, result['solved_at']) if success else None
         row = {
-            **episode, 'instruction': instruction, 'success': success, 'outcome': result['outcome'], 'reason': result['reason'],
-            'duration': result['duration'], 'success_after': solved_at, 'time_limit': limit, 'progress': scene.progress if scene else None,
-        }  # fmt: skip
+            **episode,
+            'instruction': instruction,
+            'success': success,
+            'outcome': result['outcome'],
+            'reason': result['reason'],
+            'duration': result['duration'],
+            'success_after': solved_at,
+            'time_limit': limit,
+            'progress': scene.progress if scene else None,
+        }
         meta = {**row, 'robot': self._robot.name, 'control_rate': self._settings.control_rate or None}
         log = self._recorder.stop(meta)
         if self._settings.record:

@@ -83,7 +83,7 @@ class Recorder:
         return self._seen.get(name, 0)
 
     def start(self, folder: Path | None = None) -> int:
-        """Forget what was recorded and begin; with a folder, images become ``video.mp4`` there. Returns the start [ns]."""
+        """Forget what was recorded and begin; returns the start [ns]. With a folder, images become a video there."""
         video = VideoWriter(folder / 'video.mp4', self._views) if folder is not None else None
         with self._lock:
             self._clear()
@@ -115,7 +115,7 @@ class Recorder:
         described = video.close() if video is not None else {}
         with self._lock:
             rows = {chunk_id: row for row, chunk_id in enumerate(self._chunk_ids)}
-            for row, chunk_id in zip(self._controller_rows, self._controller_chunks):
+            for row, chunk_id in zip(self._controller_rows, self._controller_chunks, strict=True):
                 row['chunk'] = rows.get(chunk_id, -1)
                 self._tables['controller'].append(**row)
             tables: dict[str, Any] = {name: table.build() for name, table in self._tables.items()}
@@ -164,7 +164,9 @@ class Recorder:
         self._controller_chunks: list[str] = []
         self._first_scene: SceneState | None = None
 
-    def _listen(self, kind: Any, topic: str, name: str, callback: Callable[[Any, int], None], profile: QoSProfile) -> None:
+    def _listen(
+        self, kind: Any, topic: str, name: str, callback: Callable[[Any, int], None], profile: QoSProfile
+    ) -> None:
         def on_message(message: Any) -> None:
             received = self._node.now_ns()
             self._seen[name] = self._seen.get(name, 0) + 1
@@ -176,12 +178,16 @@ class Recorder:
         state = self._joints.read(message)
         with self._lock:
             if state is not None and self._active:
-                self._tables['joints'].append(stamp_ns=state.stamp_ns, received_ns=received, q=state.q, gripper=state.gripper)
+                self._tables['joints'].append(
+                    stamp_ns=state.stamp_ns, received_ns=received, q=state.q, gripper=state.gripper
+                )
 
     def _on_command(self, message: JointTrajectory, received: int) -> None:
         with self._lock:
             if self._active:
-                self._tables['commands'].append(stamp_ns=stamp_from_msg(message.header.stamp) or received, received_ns=received)
+                self._tables['commands'].append(
+                    stamp_ns=stamp_from_msg(message.header.stamp) or received, received_ns=received
+                )
 
     def _on_controller(self, message: ControllerState, received: int) -> None:
         self.mode = int(message.mode) if message.mode < len(MODES) else -1
@@ -241,9 +247,16 @@ class Recorder:
             if self._active:
                 # The same id comes again while its sentence still grows: the last one counts.
                 self._reasoning[said.id] = {
-                    'id': said.id, 'stamp_ns': said.stamp_ns, 'received_ns': received, 'text': said.text, 'kind': said.kind.name,
-                    'tokens': said.tokens, 'latency': said.latency, 'source': said.source, 'instruction': said.instruction,
-                }  # fmt: skip
+                    'id': said.id,
+                    'stamp_ns': said.stamp_ns,
+                    'received_ns': received,
+                    'text': said.text,
+                    'kind': said.kind.name,
+                    'tokens': said.tokens,
+                    'latency': said.latency,
+                    'source': said.source,
+                    'instruction': said.instruction,
+                }
 
     def _on_scene(self, message: SimState, received: int) -> None:
         scene = scene_from_msg(message)
@@ -252,7 +265,10 @@ class Recorder:
             if self._active:
                 self._first_scene = self._first_scene or scene
                 self._tables['task'].append(
-                    stamp_ns=scene.stamp_ns, progress=scene.progress, success=scene.success, tcp_xyz=scene.tcp_pose[:3, 3]
+                    stamp_ns=scene.stamp_ns,
+                    progress=scene.progress,
+                    success=scene.success,
+                    tcp_xyz=scene.tcp_pose[:3, 3],
                 )
 
     def _image_callback(self, index: int) -> Callable[[Any, int], None]:
@@ -278,14 +294,24 @@ class Recorder:
         if self._first_scene is None or self.scene is None:
             return {}
         first, last = self._first_scene, self.scene
-        return {'start': _describe(first), 'end': _describe(last), 'target': first.target, 'destination': first.destination}
+        return {
+            'start': _describe(first),
+            'end': _describe(last),
+            'target': first.target,
+            'destination': first.destination,
+        }
 
 
 def _describe(scene: SceneState) -> list[dict[str, Any]]:
     return [
         {
-            'name': o.name, 'category': o.category, 'color': o.color, 'size': o.size,
-            'xyz': o.pose[:3, 3].tolist(), 'extent': np.asarray(o.extent).tolist(), 'opening': o.opening,
+            'name': o.name,
+            'category': o.category,
+            'color': o.color,
+            'size': o.size,
+            'xyz': o.pose[:3, 3].tolist(),
+            'extent': np.asarray(o.extent).tolist(),
+            'opening': o.opening,
         }
         for o in scene.objects.values()
-    ]  # fmt: skip
+    ]
