@@ -50,6 +50,7 @@ def _visual(spec: mujoco.MjSpec, look: Look, sim: Sim) -> None:
     visual.quality.numslices, visual.quality.numstacks, visual.quality.numquads = 24, 10, 1
     visual.map.znear = 0.01
     visual.map.zfar = 20.0
+    visual.map.shadowclip = 0.7
     visual.global_.offwidth = max([c.width for c in sim.cameras], default=640)
     visual.global_.offheight = max([c.height for c in sim.cameras], default=480)
     spec.stat.extent = 1.0

@@ -25,7 +25,8 @@ from .render import CameraRig, Snapshot
 from .scene import ObjectSpec, SceneSpec
 
 SETTLE_TIME = 0.2
-LIMIT_TOLERANCE = 1e-6
+LIMIT_TOLERANCE = 1e-4
+"""Rounding of interpolated targets, far below what a joint can be positioned to [rad]."""
 BATCH = 5
 """Physics steps between two moments at which another thread may take a snapshot."""
 
