@@ -35,7 +35,7 @@ from .bounds import Bounds
 from .ensemble import compatible, ensemble_chunk
 from .path import Path, fade
 
-HISTORY = 70.0  # s of commanded poses that are kept at most; observations older than that cannot be admitted
+HISTORY = 2.0  # s of commanded poses that are kept beyond the oldest observation that may be admitted
 CATCH_UP = 0.5  # share of the tcp speed bound that closing a gap at a seam may use
 STILL_TIME = 0.4  # s: the command stands still when over this time it moved less than the following
 STILL_DISTANCE = 0.001  # m
@@ -104,7 +104,9 @@ class ChunkPlayer:
     def __init__(self, control: Control, bounds: Bounds) -> None:
         self.control, self.bounds = control, bounds
         self._lock = threading.RLock()
-        self._history: deque[tuple[int, Array]] = deque(maxlen=max(16, int(HISTORY * control.rate)))
+        self._history: deque[tuple[int, Array]] = deque(
+            maxlen=int((HISTORY + control.safety.max_observation_age) * control.rate)
+        )
         self._chunks: deque[ActionChunk] = deque(maxlen=control.ensemble_size)
         self._play: _Play | None = None
         self._time = 0.0  # into the path being played [s]

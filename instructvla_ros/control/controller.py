@@ -23,9 +23,10 @@ from .kinematics import Kinematics
 from .safety import Motion, halt, move
 from .safety_chunk import check_chunk
 from .safety_motion import check_state, check_tracking
-from .time_law import MotionState, TimeLaw
+from .time_law import MotionState, TimeLaw, plan_stop
 
 HORIZON_PERIODS = 2.0  # a command is to be reached this many periods after its stamp
+LATE_PERIODS = 2.0  # after this many periods without a new command the arm follows the stop at the end of the last one
 ANCHOR_SPEED = 0.2  # rad/s: above this a measured arm is not taken as the start of a command
 MIN_RAMP = 0.05  # share of the speed bounds at the first command
 SLOWED = 0.98  # a path played slower than this share of its speed is reported
@@ -137,7 +138,9 @@ class Controller:
             if on and self._latch:
                 return f'the stop latch is set ({self._latch}); call reset first'
             if on and not self._enabled:
-                self._unanchor()
+                self._ramp_ns = None
+                if not self._driving:
+                    self._unanchor()
             self._enabled = on
             return ''
 
@@ -213,17 +216,30 @@ class Controller:
         self.player.stop(self._measured_pose)
 
     def _check_clock(self, elapsed: float | None, verdicts: list[Verdict]) -> None:
-        if elapsed is None or 0.0 <= elapsed <= self.bounds.safety.stop_time:
+        """Act on a clock that went back, or on periods that were missed."""
+        if elapsed is None or 0.0 <= elapsed <= LATE_PERIODS * self.bounds.period:
             return
         if elapsed < 0.0:
             text = f'the clock went back by {-elapsed:.3f} s; starting again at the measured position'
             verdicts.append(Verdict('clock', VerdictAction.HELD, 'now', elapsed, 0.0, 's', text))
             self._measured = None
-        else:
-            limit = self.bounds.safety.stop_time
-            text = f'{elapsed:.3f} s passed since the last period; starting again at the measured position'
-            verdicts.append(Verdict('loop_period', VerdictAction.HELD, 'now', elapsed, limit, 's', text))
-        self._unanchor()
+            self._unanchor()
+            return
+        limit = LATE_PERIODS * self.bounds.period
+        text = f'{elapsed:.3f} s passed since the last period; the arm was following its stop meanwhile'
+        verdicts.append(Verdict('loop_period', VerdictAction.HELD, 'now', elapsed, limit, 's', text))
+        if self._motion is None or not self._driving or self._dry_run:
+            self._unanchor()
+            return
+        # The arm had no new command and went along the stop that ends every command (trajectory_points).
+        limits = self.embodiment.limits
+        plan = plan_stop(self._motion.joints, np.asarray(limits.acceleration), np.asarray(limits.jerk))
+        joints = MotionState(*plan.at(elapsed - self.bounds.period))
+        pose = self.backend.forward(joints.q)
+        self._motion = Motion(joints, pose)
+        self.backend.reset(joints.q)
+        if elapsed > self.bounds.safety.stop_time:
+            self.player.stop(pose)
 
     def _take_state(self, state: RobotState | None, now_ns: int, verdicts: list[Verdict]) -> RobotState | None:
         """The joint state to act on: this one, or the last good one while it is young enough."""

@@ -27,12 +27,15 @@ from ..settings import Embodiment
 POSITION_TOLERANCE = 1e-4  # m
 ROTATION_TOLERANCE = 1e-3  # rad
 ROTATION_WEIGHT = 0.3  # m per rad: how much orientation counts against position
-POSTURE_WEIGHT = 1e-3
+POSTURE_WEIGHT = 3e-4
 POSTURE_TIME = 2.0  # s: time constant with which the free elbow drifts towards home
 SINGULAR_VALUE = 0.04  # below this smallest singular value the damping sets in
 SINGULAR_DAMPING = 0.02
+BASE_DAMPING = 1e-9
+FAR_DAMPING = 1e-3  # m^2
+AT_LIMIT = 1e-3  # rad
 BRAKING_SHARE = 0.5  # share of the acceleration limit counted on for braking before a position limit
-PROGRESS = 2e-3  # m per rad: a step has to bring the tcp at least this much closer
+PROGRESS = 0.01  # m per rad: a step has to bring the tcp at least this much closer
 SOLVE_PERIOD = 0.1  # s: displacement per iteration of solve() is what the velocity limits allow in this time
 SOLVE_ITERATIONS = 300
 _EYE = np.eye(3)
@@ -81,6 +84,16 @@ class _Box(Limit):  # type: ignore[misc]
         self.free = speed <= room
         self.bound = np.minimum(room, speed)
         return self.matrix, self.bound
+
+
+def _least_squares(jacobian: Array, error: Array) -> tuple[Array, float]:
+    """Damped joint displacement (n,) for a tcp error (6,), and the damping its Jacobian calls for."""
+    square = jacobian @ jacobian.T
+    smallest = float(np.sqrt(max(np.linalg.eigvalsh(square)[0], 0.0)))
+    damping = BASE_DAMPING
+    if smallest < SINGULAR_VALUE:
+        damping += (SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2
+    return jacobian.T @ np.linalg.solve(square + damping * np.eye(6), error), damping
 
 
 class Kinematics:
@@ -190,7 +203,9 @@ class Kinematics:
         configuration = Configuration(self.model, self.data, inside, copy_data=False)
         self._box.speed = min(max(speed, 0.0), 1.0) * self.velocity
         before = self._score(goal)
-        damping, slow = self._damping_and_slow(goal, self._box.speed * dt)
+        damping, slow = self._damping_and_slow(inside, goal, self._box.speed * dt)
+        # Joints that can do little for a far target keep calm (Sugihara 2011: damping by the squared error).
+        damping = max(damping, min(before * before, FAR_DAMPING))
         self._frame_task.set_target(goal if slow is None else self._part_way(goal, slow[1]))
         self._posture_task.gain = min(1.0, dt / POSTURE_TIME)
         try:
@@ -276,17 +291,17 @@ class Kinematics:
         pin.updateFramePlacement(self.model, self.data, self.tcp)
         return self._score(goal)
 
-    def _damping_and_slow(self, goal: pin.SE3, reach: Array) -> tuple[float, tuple[int, float] | None]:
+    def _damping_and_slow(self, q: Array, goal: pin.SE3, reach: Array) -> tuple[float, tuple[int, float] | None]:
         """Damping of the QP; and the joint that is too slow for the whole way with the share of it that is possible."""
         jacobian = pin.getFrameJacobian(self.model, self.data, self.tcp, pin.ReferenceFrame.LOCAL)
-        square = jacobian @ jacobian.T
-        smallest = float(np.sqrt(max(np.linalg.eigvalsh(square)[0], 0.0)))
-        damping = 1e-12
-        if smallest < SINGULAR_VALUE:
-            damping = float((SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2)
         error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
-        need = np.abs(jacobian.T @ np.linalg.solve(square + (damping + 1e-9) * np.eye(6), error))
-        ratio = reach / np.maximum(need, 1e-12)
+        need, damping = _least_squares(jacobian, error)
+        # A joint at its limit that is wanted beyond it is no help: what the others can do without it counts.
+        blocked = ((need > 0.0) & (q >= self.upper - AT_LIMIT)) | ((need < 0.0) & (q <= self.lower + AT_LIMIT))
+        if blocked.any():
+            jacobian = np.where(blocked, 0.0, jacobian)
+            need, damping = _least_squares(jacobian, error)
+        ratio = reach / np.maximum(np.abs(need), 1e-12)
         k = int(np.argmin(ratio))
         return damping, None if ratio[k] >= 1.0 else (k, float(ratio[k]))
 
@@ -303,6 +318,6 @@ class Kinematics:
         speed = [joints[k % self.n] for k in np.flatnonzero(active & self._box.free)]
         if not stalled and (speed or slow is not None):
             return f'{joints[slow[0]] if slow is not None else speed[0]} velocity'
-        if damping > 1e-12 and not stalled:
+        if slow is None and damping > BASE_DAMPING and not stalled:
             return 'singularity'
         return 'reach'
