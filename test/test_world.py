@@ -260,13 +260,15 @@ def test_drawer_is_pulled_stays_and_is_pushed_shut(world, yaw):
     assert world.scene_state(0).objects['drawer'].opening < 0.01
 
 
-def test_diverged_physics_is_said():
+def test_diverged_physics_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with World(SIM, ARM, render=False) as w:
         w._data.qvel[:] = 1e12
         with pytest.raises(InstructVLAError, match='diverged'):
             w.advance(0.1)
         w.reset(SceneSpec())
         w.advance(0.1)
+    assert not list(tmp_path.iterdir())  # MuJoCo's own log file
 
 
 def test_panda_too():

@@ -7,7 +7,7 @@ MuJoCo and PyOpenGL read ``MUJOCO_GL`` once, when they are imported. So every mo
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import logging
 import os
 from typing import Any
 
@@ -74,6 +74,9 @@ def choose_backend() -> str:
 BACKEND = choose_backend()
 
 import mujoco as mujoco  # noqa: E402  the environment variable has to be there first
+
+# Otherwise MuJoCo appends its warnings to MUJOCO_LOG.TXT in whatever folder the process runs in.
+mujoco.set_mju_user_warning(logging.getLogger(__name__).warning)
 
 
 def make_context(width: int, height: int) -> Any:

@@ -27,6 +27,11 @@ from .scene import ObjectSpec, SceneSpec
 SETTLE_TIME = 0.2
 LIMIT_TOLERANCE = 1e-4
 """Rounding of interpolated targets, far below what a joint can be positioned to [rad]."""
+_DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS.value,
+    mujoco.mjtWarning.mjWARN_BADQVEL.value,
+    mujoco.mjtWarning.mjWARN_BADQACC.value,
+)
 BATCH = 5
 """Physics steps between two moments at which another thread may take a snapshot."""
 
@@ -179,7 +184,8 @@ class World:
         self._data.ctrl[self._gripper_u] = 0.5 * self._width_now
 
     def _check(self) -> None:
-        if not np.all(np.isfinite(self._data.qpos)) or self._data.warning[mujoco.mjtWarning.mjWARN_BADQACC].number:
+        warned = any(self._data.warning[kind].number for kind in _DIVERGED)
+        if warned or not np.all(np.isfinite(self._data.qpos)):
             raise InstructVLAError('the physics of the simulator diverged; reset the world')
 
     # -- state --------------------------------------------------------------------------------------------------
