@@ -138,9 +138,8 @@ def environment(domain: int | None = None) -> dict[str, str]:
         domain: ROS_DOMAIN_ID to use when the user has set none.
     """
     env = dict(os.environ)
-    profile = resources.share_directory() / 'config' / 'fastdds.xml'
-    if profile.is_file() and not env.get('FASTRTPS_DEFAULT_PROFILES_FILE'):
-        env.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
+    if not env.get('FASTRTPS_DEFAULT_PROFILES_FILE'):
+        env.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(resources.transport_profile()))
     env.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     if domain is not None:
         env.setdefault('ROS_DOMAIN_ID', str(domain))
