@@ -20,6 +20,7 @@ from typing import Any
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
@@ -89,12 +90,18 @@ class EpisodeNode(BaseNode):
         for name, view in self._robot.views.items():
             self.create_subscription(CameraInfo, view.info_topic, self._camera_seen(name), qos.SENSOR)
         self._thread = threading.Thread(target=self._run, name='episodes', daemon=True)
-        self._thread.start()
+        # Once the executor runs: the parameters are checked between here and then.
+        self._starter = self.create_timer(0.01, self._begin, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def close(self) -> None:
         """Leave the running episode: its goal is cancelled and the controller switched off."""
         self._stop.set()
-        self._thread.join(timeout=4.0)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=4.0)
+
+    def _begin(self) -> None:
+        self._starter.cancel()
+        self._thread.start()
 
     def _camera_seen(self, name: str) -> Callable[[Any], None]:
         def seen(_: CameraInfo) -> None:
