@@ -34,10 +34,12 @@ from ..evaluation import metrics, runlog
 from ..goals import Outcome, Phase
 from ..settings import Embodiment
 from . import params, qos
+from .convert import stamp_from_msg
 from .recorder import Recorder
 from .runtime import BaseNode, run
 
 _NEEDED = ('simulator state', 'joint states', 'controller state')
+_FRAMES = 2  # further frames of each camera before an episode begins
 _ENABLE_PATIENCE = 5.0  # the controller refuses until it has seen joint states [s]
 
 
@@ -86,7 +88,8 @@ class EpisodeNode(BaseNode):
         self._world = self.create_client(ResetWorld, '/sim/reset', callback_group=group)
         self._execute = ActionClient(self, ExecuteInstruction, 'execute', callback_group=group)
         self._recorder = Recorder(self, self._robot, images=self._settings.record and self._settings.video)
-        self._cameras: dict[str, int] = {name: 0 for name in self._robot.views}
+        self._cameras: dict[str, int] = dict.fromkeys(self._robot.views, 0)  # newest stamp [ns]
+        self._frames: dict[str, int] = dict.fromkeys(self._robot.views, 0)
         for name, view in self._robot.views.items():
             self.create_subscription(CameraInfo, view.info_topic, self._camera_seen(name), qos.SENSOR)
         self._thread = threading.Thread(target=self._run, name='episodes', daemon=True)
@@ -104,8 +107,9 @@ class EpisodeNode(BaseNode):
         self._thread.start()
 
     def _camera_seen(self, name: str) -> Callable[[Any], None]:
-        def seen(_: CameraInfo) -> None:
-            self._cameras[name] += 1
+        def seen(message: CameraInfo) -> None:
+            self._cameras[name] = stamp_from_msg(message.header.stamp)
+            self._frames[name] += 1
 
         return seen
 
@@ -149,7 +153,7 @@ class EpisodeNode(BaseNode):
 
     def _silent(self) -> list[str]:
         out = self._recorder.silent(_NEEDED)
-        out += [f'camera {name}' for name, count in self._cameras.items() if not count]
+        out += [f'camera {name}' for name, count in self._frames.items() if not count]
         for name, client in (
             ('service /sim/reset', self._world),
             ('service enable', self._enable),
@@ -170,7 +174,7 @@ class EpisodeNode(BaseNode):
         if not answer.success:
             raise GraphError(f'the simulator refuses the episode: {answer.message}')
         scene = self._wait_scene(lambda s: s.episode == answer.episode, f'/sim/state of episode {answer.episode}')
-        self._wait_fresh_joints()
+        self._wait_fresh(scene.stamp_ns)
         self._switch_on()
         limit = self._settings.time_limit or scene.time_limit
         emit(
@@ -193,9 +197,14 @@ class EpisodeNode(BaseNode):
         self._stop.wait(self._settings.settle if drill is None else max(self._settings.settle, 1.0))
         return self._conclude(episode, answer.instruction, result, limit, folder)
 
-    def _wait_fresh_joints(self) -> None:
+    def _wait_fresh(self, since_ns: int) -> None:
+        """Wait until what the others see is certainly of the new scene."""
         seen = self._recorder.count('joint states')
         self._wait(lambda: self._recorder.count('joint states') >= seen + 5, 5.0, 'joint states after the reset')
+        self._wait(lambda: all(s > since_ns for s in self._cameras.values()), 10.0, 'images after the reset')
+        frames = dict(self._frames)
+        # An image arrives after its CameraInfo, and the policy pairs it with a state that comes at a rate of its own.
+        self._wait(lambda: all(self._frames[n] >= frames[n] + _FRAMES for n in frames), 10.0, 'images after the reset')
 
     def _switch_on(self) -> None:
         deadline = time.monotonic() + _ENABLE_PATIENCE
