@@ -19,7 +19,7 @@ from .scene import DRAWER_TRAVEL, HANDLE_STANDOFF
 
 HAND_SPAN = 0.075
 """Half of the space the open hand sweeps around the tcp, with a margin [m]."""
-INNER_RADIUS, INNER_HEIGHT = 0.37, 0.42
+INNER_RADIUS, INNER_HEIGHT = 0.415, 0.40
 """Nearer to the base than this radius [m] an arm pointing down reaches no lower than this height [m]."""
 FINGERTIP = 0.012
 """How far the fingertips reach below the tcp [m]."""
@@ -30,12 +30,17 @@ class Pace:
     """Bounds of the motion.
 
     Attributes:
-        speed: of the tcp [m/s]. spin: [rad/s].
+        around, radial, vertical: speed of the tcp about the base axis, away from it, and up [m/s]; together they
+            are the half axes of an ellipsoid. What 60 % of the joint speeds of an FR3 allow over the table: joints 2
+            and 4 make the radial and the vertical part, so these are the slow ones.
+        spin: [rad/s].
         gain: speed per remaining distance [1/s]; small enough that the lag of an arm causes no overshoot.
         slope: steepness of the funnel above a goal [m/m]. tolerance: half width of its neck [m].
     """
 
-    speed: float = 0.22
+    around: float = 0.25
+    radial: float = 0.17
+    vertical: float = 0.15
     spin: float = 1.0
     gain: float = 4.0
     slope: float = 4.0
@@ -93,10 +98,19 @@ def step_to(tcp: Array, goal: Goal, dt: float, pace: Pace) -> Array:
         # Too low for this place: first up, then sideways.
         offset[:2] *= float(np.clip(1.0 - (offset[2] - 0.015) / 0.03, 0.0, 1.0))
     length = float(np.linalg.norm(offset))
-    limit = pace.speed * goal.slow * dt
-    wanted = max(length * share, min(length, 0.02 * dt))
-    move = offset * (min(wanted, limit) / length) if length > 1e-9 else np.zeros(3)
-    return np.concatenate([move, turn])
+    if length < 1e-9:
+        return np.concatenate([np.zeros(3), turn])
+    wanted = max(share, min(1.0, 0.02 * dt / length))
+    allowed = goal.slow * dt / max(_slowness(tcp, offset, pace), 1e-9)
+    return np.concatenate([offset * min(wanted, allowed), turn])
+
+
+def _slowness(tcp: Array, offset: Array, pace: Pace) -> float:
+    """Least time [s] for the whole of ``offset`` (3,)."""
+    outward = tcp[:2, 3] / max(float(np.hypot(*tcp[:2, 3])), 1e-6)
+    along = float(offset[:2] @ outward)
+    across = float(outward[0] * offset[1] - outward[1] * offset[0])
+    return float(np.linalg.norm([across / pace.around, along / pace.radial, offset[2] / pace.vertical]))
 
 
 def _turn(tcp: Array, yaw: float | None, dt: float, pace: Pace, share: float) -> Array:

@@ -13,7 +13,7 @@ from ..datatypes import SceneObject, SceneState
 from ..geometry import Array, pose
 from .scene import GRASPABLE, SceneSpec
 
-REACH_X, REACH_Y = (0.40, 0.64), (-0.27, 0.27)
+REACH_X, REACH_Y = (0.43, 0.65), (-0.28, 0.28)
 """Where objects stand and are set down [m]; an arm that points down gets into its joint limits nearer to the base."""
 NEAR_GAP = 0.08
 """Largest free space between two footprints that still counts as near [m]: 40 mm cubes with centres 12 cm apart."""

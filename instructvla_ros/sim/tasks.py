@@ -237,7 +237,7 @@ def _stand_drawer(task: str, rng: np.random.Generator) -> sc.ObjectSpec:
         opening = float(rng.uniform(0.09, sc.DRAWER_TRAVEL))
     else:
         opening = sc.DRAWER_TRAVEL
-    xy = (float(rng.uniform(0.67, 0.71)), float(rng.uniform(-0.14, 0.14)))
+    xy = (float(rng.uniform(0.70, 0.73)), float(rng.uniform(-0.14, 0.14)))
     return sc.make_object('drawer', xy=xy, yaw=float(rng.uniform(-0.2, 0.2)), opening=opening)
 
 
