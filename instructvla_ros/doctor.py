@@ -267,7 +267,8 @@ for _ in range(3):
     start = time.perf_counter(); r.update_scene(d); image = r.render(); times.append(time.perf_counter() - start)
 from OpenGL import GL
 name = GL.glGetString(GL.GL_RENDERER).decode()
-r.close(); print(json.dumps({'backend': gl.BACKEND, 'ms': 1e3 * min(times), 'seen': int(image.max()), 'name': name}), flush=True)
+r.close()
+print(json.dumps({'backend': gl.BACKEND, 'ms': 1e3 * min(times), 'seen': int(image.max()), 'name': name}), flush=True)
 """
     answer, why = probe(code, 60)
     if not answer:
