@@ -37,6 +37,7 @@ from instructvla_ros.srv import ResetWorld
 EMBODIMENT = config.load(Embodiment, resources.config_file('franka.yaml'))
 JOINT_STATES = EMBODIMENT.topics.joint_states
 CAMERAS = {name: view.topic for name, view in EMBODIMENT.views.items()}
+NODES = ('sim_node', 'controller_node', 'policy_node')
 AT_REST = 0.02  # largest joint speed that counts as rest [rad/s]
 
 
@@ -86,7 +87,7 @@ class Witness(Node):
         listen(ControllerState, 'controller_state', self._on_state, qos.EVENT)
         self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK)
         self.action = ActionClient(self, ExecuteInstruction, 'execute')
-        self._services: dict[str, Any] = {
+        self._callers: dict[str, Any] = {
             name: self.create_client(kind, name)
             for name, kind in (
                 ('enable', SetBool), ('stop', Trigger), ('reset', Trigger), ('dry_run', SetBool),
@@ -117,7 +118,7 @@ class Witness(Node):
 
     def call(self, name: str, timeout: float = 10.0, **fields: Any) -> Any:
         """Response of a service."""
-        client = self._services[name]
+        client = self._callers[name]
         assert client.wait_for_service(timeout_sec=timeout), f'no service {name}'
         future = client.call_async(client.srv_type.Request(**fields))
         eventually(future.done, timeout, f'answer of {name}')
@@ -158,10 +159,18 @@ class Goal:
     """A goal that runs, and its result."""
 
     def __init__(self, witness: Witness, instruction: str, duration: float = 30.0) -> None:
-        assert witness.action.wait_for_server(timeout_sec=15.0), 'no action server'
         request = ExecuteInstruction.Goal(instruction=instruction, max_duration=duration)
-        sent = witness.action.send_goal_async(request)
-        eventually(sent.done, 5.0, 'goal response')
+        # A server that was killed still counts as there for a while, and one that has just started may answer before
+        # DDS has matched its answers with us: then the answer is lost and the goal has to be sent again.
+        for _ in range(4):
+            assert witness.action.wait_for_server(timeout_sec=15.0), 'no action server'
+            sent = witness.action.send_goal_async(request)
+            deadline = time.monotonic() + 2.5
+            while not sent.done() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if sent.done():
+                break
+        assert sent.done(), 'no goal response'
         self.handle = sent.result()
         assert self.handle.accepted
         self._result = self.handle.get_result_async()
@@ -216,12 +225,14 @@ class Cell:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if rclpy.ok():
-            self._executor.shutdown(timeout_sec=2.0)
-            self._thread.join(timeout=2.0)
-            self.witness.destroy_node()
-            rclpy.try_shutdown()
-        self.graph.stop()
+        try:
+            if rclpy.ok():
+                self._executor.shutdown(timeout_sec=2.0)
+                self._thread.join(timeout=2.0)
+                self.witness.destroy_node()
+                rclpy.try_shutdown()
+        finally:
+            self.graph.stop()
 
     def _spin(self) -> None:
         try:
@@ -249,6 +260,11 @@ class Cell:
         """Fresh episode, controller on, goal sent; returns while the arm moves."""
         witness = self.witness
         witness.cut.clear()
+        dead = [name for name in NODES if self.graph.exit_code(name) is not None]
+        for name in dead:  # a test that failed half way must not fail the next
+            self.graph.restart(name)
+        if dead:
+            self.wait_ready(time.monotonic())
         assert witness.call('enable', data=False).success
         answer = witness.call('/sim/reset', task='put', seed=3)
         assert answer.success, answer.message
@@ -256,9 +272,14 @@ class Cell:
         time.sleep(0.1)
         witness.call('reset')
         self.enable()
+        since = time.monotonic()
         goal = Goal(witness, answer.instruction)
         if moving:
-            eventually(witness.moving, 10.0, f'motion; mode {witness.mode}, refused {witness.refusals}')
+            eventually(
+                lambda: witness.moving() and witness.travel(since) > 0.05,
+                10.0,
+                f'motion; mode {witness.mode}, {len(witness.chunks)} chunks, refused {witness.refusals}',
+            )
         return goal
 
     def enable(self) -> None:

@@ -15,6 +15,7 @@ from instructvla_ros.nodes.convert import stamp_from_msg, stamp_to_msg
 
 Result = ExecuteInstruction.Result
 STOP_TIME = 0.3  # s: within which a stopped arm is at rest
+FULL_SPEED = 0.7  # s: the start ramp is over
 SLACK = 0.06  # s: messages on their way, and a loaded machine
 
 
@@ -40,7 +41,7 @@ def still_for(cell: Cell, seconds: float) -> None:
 
 def test_policy_killed_in_the_middle_of_a_chunk(cell: Cell) -> None:
     cell.start()
-    time.sleep(0.3)
+    time.sleep(FULL_SPEED)
     killed = cell.kill('policy_node')
     time.sleep(0.05)
     end = run_out(cell)
@@ -59,6 +60,7 @@ def test_policy_killed_in_the_middle_of_a_chunk(cell: Cell) -> None:
 @pytest.mark.parametrize('view', sorted(CAMERAS))
 def test_a_camera_goes_silent(cell: Cell, view: str) -> None:
     goal = cell.start()
+    time.sleep(FULL_SPEED)
     cell.witness.cut.add(CAMERAS[view])
     silent = time.monotonic()
     result = goal.result()
@@ -77,6 +79,7 @@ def test_a_camera_goes_silent(cell: Cell, view: str) -> None:
 
 def test_joint_states_go_silent(cell: Cell) -> None:
     goal = cell.start()
+    time.sleep(FULL_SPEED)
     silent = time.monotonic()
     cell.witness.cut.add(JOINT_STATES)
     rest = cell.witness.rest_after(silent)
@@ -146,6 +149,7 @@ def test_a_bad_chunk_amid_good_ones_changes_nothing(cell: Cell) -> None:
 
 def test_the_stop_latch(cell: Cell) -> None:
     goal = cell.start()
+    time.sleep(FULL_SPEED)
     stopped = time.monotonic()
     assert cell.witness.call('stop').success
     rest = cell.witness.rest_after(stopped)
