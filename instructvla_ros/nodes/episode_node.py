@@ -40,7 +40,9 @@ from .runtime import BaseNode, run
 
 _NEEDED = ('simulator state', 'joint states', 'controller state')
 _FRAMES = 2  # further frames of each camera before an episode begins
-_ENABLE_PATIENCE = 5.0  # the controller refuses until it has seen joint states [s]
+_STATES = 5  # controller states in a row that count as settled
+_PATIENCE = 5.0  # for the controller to brake, or to have seen joint states [s]
+DISABLED, HOLDING = runlog.MODES.index('DISABLED'), runlog.MODES.index('HOLDING')
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class EpisodeNode(BaseNode):
         return out
 
     def _episode(self, index: int, episode: dict[str, Any]) -> dict[str, Any]:
-        self._call(self._enable, SetBool.Request(data=False), 'enable')
+        self._switch_off()
         request = ResetWorld.Request(
             task=episode.get('task', ''), instruction=episode.get('instruction', ''), seed=int(episode.get('seed', 0))
         )
@@ -206,16 +208,40 @@ class EpisodeNode(BaseNode):
         # An image arrives after its CameraInfo, and the policy pairs it with a state that comes at a rate of its own.
         self._wait(lambda: all(self._frames[n] >= frames[n] + _FRAMES for n in frames), 10.0, 'images after the reset')
 
-    def _switch_on(self) -> None:
-        deadline = time.monotonic() + _ENABLE_PATIENCE
+    def _switch_off(self) -> None:
+        """Make the controller let go of the arm: a controller that holds a pose would pull the reset arm back to it."""
+        deadline = time.monotonic() + _PATIENCE
         while True:
-            # Refused while there is no stop latch, and while the arm still brakes: what counts is what enable says.
+            # Refused while there is no stop latch, and while the arm still brakes.
             self._call(self._latch, Trigger.Request(), 'reset')
+            self._call(self._enable, SetBool.Request(data=False), 'enable')
+            if self._modes_follow(DISABLED):
+                return
+            if time.monotonic() > deadline or self._stop.is_set():
+                raise GraphError(f'the controller does not let go of the arm, it is {self._mode_name()}')
+
+    def _switch_on(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
             answer = self._call(self._enable, SetBool.Request(data=True), 'enable')
-            if answer.success:
+            if answer.success and self._modes_follow(HOLDING):
                 return
             if time.monotonic() > deadline or self._stop.wait(0.1):
-                raise GraphError(f'the controller cannot be enabled: {answer.message}')
+                why = answer.message or f'it is {self._mode_name()}'
+                raise GraphError(f'the controller cannot be enabled: {why}')
+
+    def _modes_follow(self, wanted: int) -> bool:
+        """Whether the next states of the controller all say ``wanted``: then the policy node has heard it as well."""
+        seen = self._recorder.count('controller state')
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end and self._recorder.count('controller state') < seen + _STATES:
+            time.sleep(0.005)
+            if self._recorder.mode != wanted:
+                seen = self._recorder.count('controller state')
+        return self._recorder.mode == wanted
+
+    def _mode_name(self) -> str:
+        return runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else 'silent'
 
     def _follow(self, instruction: str, limit: float, drill: float | None = None) -> dict[str, Any]:
         """Send the goal, report progress, wait for its end; with ``drill``, stop the arm at that time [s]."""
@@ -247,7 +273,7 @@ class EpisodeNode(BaseNode):
                     progress=scene.progress,
                     success=scene.success,
                     state=feedback['state'],
-                    mode=runlog.MODES[self._recorder.mode] if self._recorder.mode >= 0 else '',
+                    mode=self._mode_name(),
                     sentence=self._recorder.sentence,
                     verdicts=self._recorder.verdict_counts(),
                 )
