@@ -105,7 +105,7 @@ class Diagnostics:
         with self._lock:
             elapsed = max(now - self._since, 1e-3)
             self._since = now
-            problems = list(self._conditions.values()) + list(self._events.values())
+            problems = [p for p in (*self._conditions.values(), *self._events.values()) if p[0] != OK]
             for name, timeout in self._expected.items():
                 last = self._last_tick.get(name)
                 if last is None:

@@ -137,6 +137,23 @@ def text_parameter(node: Node, name: str, default: str, description: str) -> str
     return value
 
 
+def integer_parameter(node: Node, name: str, default: int, low: int, high: int, description: str) -> int:
+    """Declare one read-only whole number between ``low`` and ``high`` and return its value.
+
+    Raises:
+        ConfigError: the override is not such a number.
+    """
+    given = _take_override(node, name)
+    value = default if given is None else given
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f'{name}: expected a whole number {low} .. {high}, got {value!r}')
+    descriptor = ParameterDescriptor(
+        description=description, read_only=True, integer_range=[IntegerRange(from_value=low, to_value=high, step=0)]
+    )
+    node.declare_parameter(name, value, descriptor, ignore_override=True)
+    return value
+
+
 def seal(node: Node) -> None:
     """Refuse overrides that nobody declared, and parameters that somebody tries to add later.
 
