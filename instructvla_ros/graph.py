@@ -111,7 +111,7 @@ class Domain:
         lock = None
         try:
             # Two graphs starting together would both find the ports free: the lock settles who takes it.
-            lock = (Path(tempfile.gettempdir()) / f'instructvla_domain_{number}.lock').open('w')
+            lock = (Path(tempfile.gettempdir()) / f'instructvla_domain_{number}.lock').open('a')
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             base = 7400 + 250 * number
             for port in (base + 10, base + 11, base + 12, base + 13):

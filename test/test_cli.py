@@ -300,3 +300,13 @@ def test_progress_without_a_terminal_prints_plain_lines(capsys):
     said = capsys.readouterr().err
     for words in ('waiting for camera wrist', 'put [it] there', 'I will [move].', 'not solved (TIMEOUT: too [slow])'):
         assert words in said
+
+
+def test_evaluate_expert_in_process(tmp_path, capsys):
+    code, out, err = invoke(
+        capsys, 'evaluate', 'expert', '--task', 'pick', '--episodes', '1', '--out', str(tmp_path), '--json'
+    )
+    assert code == 0, err
+    assert json.loads(out)['tasks']['pick']['episodes'] == 1
+    row = json.loads((tmp_path / 'episodes.jsonl').read_text())
+    assert row['policy'] == 'expert' and row['chunks'] > 5 and row['duration'] > 1.0
