@@ -82,7 +82,11 @@ class PolicyNode(BaseNode):
     def close(self) -> None:
         """End the running goal, tell the arm to stay, and end the thread."""
         self._follower.close()
+
+    def destroy_node(self) -> None:
+        """Take the action off the graph as well; only now, because the executor waited on it until it ended."""
         self._goals.close()
+        super().destroy_node()
 
     # What the follower asks for, on its thread.
 

@@ -1,0 +1,151 @@
+"""Bring up the robot (simulated or real), the controller and the policy.
+
+    ros2 launch instructvla_ros franka.launch.py                       # simulator, scripted expert
+    ros2 launch instructvla_ros franka.launch.py robot:=real policy:=instructvla checkpoint:=/path/to/run
+
+``robot:=sim`` needs nothing but this package. ``robot:=real`` expects the arm's own drivers (franka_ros2 and a camera
+driver) to be running: it starts controller and policy only, and moves nothing until ``dry_run:=false`` and the
+service ``/instructvla/enable`` are given.
+"""
+
+from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, RegisterEventHandler, SetEnvironmentVariable
+from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitution import Substitution
+from launch.substitutions import (
+    AndSubstitution,
+    EnvironmentVariable,
+    EqualsSubstitution,
+    IfElseSubstitution,
+    LaunchConfiguration,
+    NotSubstitution,
+    PathJoinSubstitution,
+)
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+PACKAGE = 'instructvla_ros'
+
+
+def value(source: str | Substitution, kind: type) -> ParameterValue:
+    """Launch argument, by name, or substitution as a ROS parameter of one type."""
+    return ParameterValue(LaunchConfiguration(source) if isinstance(source, str) else source, value_type=kind)
+
+
+def chosen(name: str, otherwise: Substitution) -> Substitution:
+    """Value of a launch argument, or ``otherwise`` when it is 'auto'."""
+    return IfElseSubstitution(
+        EqualsSubstitution(LaunchConfiguration(name), 'auto'), otherwise, LaunchConfiguration(name)
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Arguments, environment, nodes."""
+    simulated = EqualsSubstitution(LaunchConfiguration('robot'), 'sim')
+    arguments = [
+        DeclareLaunchArgument('robot', default_value='sim', choices=['sim', 'real'], description='whose arm it is'),
+        DeclareLaunchArgument(
+            'embodiment', default_value='franka.yaml', description='file in config/ or path: joints, limits, topics'
+        ),
+        DeclareLaunchArgument(
+            'policy',
+            default_value='auto',
+            choices=['auto', 'hold', 'expert', 'instructvla'],
+            description='who decides; expert reads simulator state and cannot run on a robot; auto: expert in the '
+            'simulator, hold on a robot',
+        ),
+        DeclareLaunchArgument('checkpoint', default_value='', description='run directory or hub id for instructvla'),
+        DeclareLaunchArgument('device', default_value='auto', description='auto, cpu, cuda, cuda:1, ...'),
+        DeclareLaunchArgument(
+            'reasoning',
+            default_value='shared',
+            choices=['shared', 'separate', 'off'],
+            description='sentences in the process of the policy, in their own process, or not at all',
+        ),
+        DeclareLaunchArgument(
+            'dry_run',
+            default_value='auto',
+            choices=['auto', 'true', 'false'],
+            description='publish everything, send nothing to the arm; auto: only on a robot',
+        ),
+        DeclareLaunchArgument(
+            'enable',
+            default_value='auto',
+            choices=['auto', 'true', 'false'],
+            description='enable the controller at start; auto: only in the simulator',
+        ),
+        DeclareLaunchArgument('task', default_value='put', description='task the simulator starts with'),
+        DeclareLaunchArgument('seed', default_value='0', description='seed of that task'),
+        DeclareLaunchArgument('use_sim_time', default_value='false', description='take the time from /clock'),
+        DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
+        DeclareLaunchArgument(
+            'transport_profile',
+            default_value=EnvironmentVariable(
+                'FASTDDS_DEFAULT_PROFILES_FILE',
+                default_value=PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'fastdds.xml']),
+            ),
+            description='Fast DDS profile; the default one is too small for camera images',
+        ),
+    ]
+    common = {'embodiment': value('embodiment', str), 'use_sim_time': value('use_sim_time', bool)}
+    log = ['--log-level', LaunchConfiguration('log_level')]
+
+    def node(executable: str, *parameters: dict, condition: IfCondition | None = None) -> Node:
+        return Node(
+            package=PACKAGE,
+            executable=executable,
+            output='screen',
+            parameters=[common, *parameters],
+            ros_arguments=log,
+            condition=condition,
+        )
+
+    thinking = {
+        'policy': value(chosen('policy', IfElseSubstitution(simulated, 'expert', 'hold')), str),
+        'checkpoint': value('checkpoint', str),
+        'device': value('device', str),
+        'reasoning': value('reasoning', str),
+    }
+    sim = node(
+        'sim_node', {'task': value('task', str), 'seed': value('seed', int)}, condition=IfCondition(simulated)
+    )
+    enabled = chosen('enable', simulated)
+    controller = node(
+        'controller_node',
+        {
+            'dry_run': value(chosen('dry_run', NotSubstitution(simulated)), bool),
+            'start_enabled': value(enabled, bool),
+        },
+    )
+    policy = node('policy_node', thinking)
+    reasoning = node(
+        'reasoning_node',
+        thinking,
+        condition=IfCondition(EqualsSubstitution(LaunchConfiguration('reasoning'), 'separate')),
+    )
+
+    def ends(needed: Node, why: str) -> RegisterEventHandler:
+        # Without the simulator or the controller the rest would only wait: say so and stop.
+        return RegisterEventHandler(OnProcessExit(target_action=needed, on_exit=[EmitEvent(event=Shutdown(reason=why))]))
+
+    real_enabled = AndSubstitution(NotSubstitution(simulated), enabled)
+    return LaunchDescription(
+        [
+            *arguments,
+            SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', LaunchConfiguration('transport_profile')),
+            LogInfo(
+                msg='robot:=real with enable:=true: the arm may move as soon as an instruction arrives',
+                condition=IfCondition(real_enabled),
+            ),
+            ends(sim, 'the simulator ended'),
+            ends(controller, 'the controller ended'),
+            sim,
+            controller,
+            policy,
+            reasoning,
+        ]
+    )

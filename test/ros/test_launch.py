@@ -1,0 +1,142 @@
+"""The launch file as `ros2 launch` sees it; runs where launch, launch_ros and (for the last tests) ros2cli are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip('launch', reason='launch is not on the package index: part of a full ROS 2 install')
+pytest.importorskip('launch_ros', reason='launch_ros is not on the package index: part of a full ROS 2 install')
+
+from launch.actions import DeclareLaunchArgument  # noqa: E402
+from launch_ros.actions import Node  # noqa: E402
+
+from launch import LaunchContext  # noqa: E402
+
+FILE = Path(__file__).resolve().parents[2] / 'launch' / 'franka.launch.py'
+
+
+def description() -> Any:
+    spec = importlib.util.spec_from_file_location('franka_launch', FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.generate_launch_description()
+
+
+def started(**arguments: str) -> dict[str, dict[str, Any]]:
+    """Executables that would start with these launch arguments, and their parameters."""
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    entities = description().entities
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    out = {}
+    for entity in entities:
+        if isinstance(entity, Node) and (entity.condition is None or entity.condition.evaluate(context)):
+            from launch_ros.utilities import evaluate_parameters
+
+            values: dict[str, Any] = {}
+            for group in evaluate_parameters(context, entity._Node__parameters):
+                values.update(group)
+            out[entity.node_executable] = values
+    return out
+
+
+def test_every_argument_is_described():
+    declared = [e for e in description().entities if isinstance(e, DeclareLaunchArgument)]
+    assert len(declared) >= 10
+    for argument in declared:
+        assert argument.description and argument.description != 'no description given', argument.name
+
+
+def test_the_simulator_comes_with_the_expert_and_moves():
+    nodes = started()
+    assert set(nodes) == {'sim_node', 'controller_node', 'policy_node'}
+    assert nodes['policy_node']['policy'] == 'expert'
+    assert nodes['controller_node'] == {
+        'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True
+    }
+
+
+def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
+    nodes = started(robot='real')
+    assert set(nodes) == {'controller_node', 'policy_node'}
+    assert nodes['policy_node']['policy'] == 'hold'
+    assert nodes['controller_node']['dry_run'] is True
+    assert nodes['controller_node']['start_enabled'] is False
+
+
+@pytest.mark.parametrize(
+    'argument, given, executable, parameter, expected',
+    [
+        ('embodiment', 'panda.yaml', 'controller_node', 'embodiment', 'panda.yaml'),
+        ('policy', 'hold', 'policy_node', 'policy', 'hold'),
+        ('checkpoint', '/runs/a', 'policy_node', 'checkpoint', '/runs/a'),
+        ('device', 'cpu', 'policy_node', 'device', 'cpu'),
+        ('reasoning', 'off', 'policy_node', 'reasoning', 'off'),
+        ('dry_run', 'true', 'controller_node', 'dry_run', True),
+        ('enable', 'false', 'controller_node', 'start_enabled', False),
+        ('task', 'stack', 'sim_node', 'task', 'stack'),
+        ('seed', '7', 'sim_node', 'seed', 7),
+        ('use_sim_time', 'true', 'policy_node', 'use_sim_time', True),
+    ],
+)
+def test_arguments_reach_their_node(argument, given, executable, parameter, expected):
+    assert started(**{argument: given})[executable][parameter] == expected
+
+
+def test_reasoning_in_its_own_process():
+    assert 'reasoning_node' in started(reasoning='separate')
+
+
+@pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
+def test_show_args_and_a_life_from_start_to_ctrl_c(tmp_path):
+    shown = subprocess.run(
+        ['ros2', 'launch', str(FILE), '--show-args'], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "'robot'" in shown.stdout and 'object at 0x' not in shown.stdout
+    env = {**os.environ, 'ROS_LOG_DIR': str(tmp_path)}
+    with (tmp_path / 'out.txt').open('w') as log:
+        process = subprocess.Popen(
+            ['ros2', 'launch', str(FILE), 'seed:=3'], stdout=log, stderr=subprocess.STDOUT, env=env,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60.0
+        while 'waiting' not in (tmp_path / 'out.txt').read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30.0) in (0, 1)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    text = (tmp_path / 'out.txt').read_text()
+    assert text.count('finished cleanly') == 3, text
+    assert 'process has died' not in text, text
+
+
+@pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
+def test_a_dead_controller_ends_the_launch(tmp_path):
+    with (tmp_path / 'out.txt').open('w') as log:
+        process = subprocess.Popen(
+            ['ros2', 'launch', str(FILE), 'embodiment:=no_such.yaml'], stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, 'ROS_LOG_DIR': str(tmp_path)}, start_new_session=True,
+        )
+    try:
+        process.wait(timeout=60.0)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert 'no_such.yaml' in (tmp_path / 'out.txt').read_text()
