@@ -130,7 +130,8 @@ def generate_launch_description() -> LaunchDescription:
 
     def ends(needed: Node, why: str) -> RegisterEventHandler:
         # Without the simulator or the controller the rest would only wait: say so and stop.
-        return RegisterEventHandler(OnProcessExit(target_action=needed, on_exit=[EmitEvent(event=Shutdown(reason=why))]))
+        end = EmitEvent(event=Shutdown(reason=why))
+        return RegisterEventHandler(OnProcessExit(target_action=needed, on_exit=[end]))
 
     real_enabled = AndSubstitution(NotSubstitution(simulated), enabled)
     return LaunchDescription(
