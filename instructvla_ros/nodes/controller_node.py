@@ -111,10 +111,18 @@ class ControllerNode(runtime.BaseNode):
                 self.warn(f'chunk {verdict.rule}', f'chunk {chunk.id} refused: {verdict.text}')
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        problem = self._controller.enable(request.data)
+        problem = self._nobody_listens() if request.data else ''
+        problem = problem or self._controller.enable(request.data)
         response.success = not problem
         response.message = problem or ('enabled' if request.data else 'disabled')
         return response
+
+    def _nobody_listens(self) -> str:
+        # Commands that nobody hears let the command run away from the arm until the tracking error holds it for good.
+        if self._controller.dry_run or self._trajectory_pub.get_subscription_count() > 0:
+            return ''
+        topic = self.embodiment.topics.joint_trajectory
+        return f'nobody takes trajectories on {topic}; start the joint_trajectory_controller of the arm, or sim_node'
 
     def _on_stop(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._controller.stop('the stop service was called')
