@@ -178,7 +178,9 @@ def test_trajectories_move_the_arm_and_bad_ones_are_refused_with_a_reason(start)
 def test_gripper_follows_its_command(start):
     client, sim = start()
     client.gripper.publish(convert.gripper_to_msg(0.25, EMBODIMENT, 0))
-    eventually(lambda: abs(convert.robot_state_from_msg(client.joints, EMBODIMENT).gripper - 0.25) < 0.05, what='closed')
+    eventually(
+        lambda: abs(convert.robot_state_from_msg(client.joints, EMBODIMENT).gripper - 0.25) < 0.05, what='closed'
+    )
     client.gripper.publish(GripperCommand(width=3.0))
     eventually(lambda: sim.diagnostics.counted('gripper_command dropped') == 1, what='refusal')
 
@@ -248,7 +250,8 @@ def test_a_camera_without_topic_is_refused(ros, tmp_path):
 
 def test_as_a_process_it_ends_cleanly_and_says_what_is_wrong(sim_file):
     command = [sys.executable, '-m', 'instructvla_ros.nodes.sim_node', '--ros-args', '-p', f'config:={sim_file}']
-    wrong = subprocess.run([*command, '-p', 'task:=pikc'], env=dict(os.environ), capture_output=True, text=True, timeout=60)
+    environment = dict(os.environ)
+    wrong = subprocess.run([*command, '-p', 'task:=pikc'], env=environment, capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and "'pick'" in wrong.stderr and 'Traceback' not in wrong.stderr
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE, text=True)
     try:
