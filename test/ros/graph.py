@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import rclpy
 import yaml
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.action import ActionClient
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -72,6 +73,7 @@ class Witness(Node):
         self.states: deque[tuple[float, ControllerState]] = deque(maxlen=6000)
         self.refusals: dict[str, set[str]] = {}
         self.heard: dict[str, float] = {}
+        self.health: dict[str, tuple[float, str]] = {}
         self.scene: SimState | None = None
         self._order = [*EMBODIMENT.arm_joints]
         for topic in (*CAMERAS.values(), JOINT_STATES):
@@ -85,6 +87,7 @@ class Witness(Node):
         listen(SimState, '/sim/state', lambda m: setattr(self, 'scene', m), qos.SENSOR)
         listen(ActionChunk, 'action_chunk', lambda m: self.chunks.append((time.monotonic(), m)), qos.CHUNK)
         listen(ControllerState, 'controller_state', self._on_state, qos.EVENT)
+        listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, qos.EVENT)
         self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK)
         self.action = ActionClient(self, ExecuteInstruction, 'execute')
         self._callers: dict[str, Any] = {
@@ -116,6 +119,10 @@ class Witness(Node):
             if verdict.action == verdict.REFUSED:
                 self.refusals.setdefault(verdict.chunk_id, set()).add(verdict.rule)
 
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.health[status.name.rpartition('/')[2]] = (time.monotonic(), status.message)
+
     def call(self, name: str, timeout: float = 10.0, **fields: Any) -> Any:
         """Response of a service."""
         client = self._callers[name]
@@ -130,9 +137,12 @@ class Witness(Node):
         return int(self.states[-1][1].mode) if self.states else -1
 
     def fresh(self, since: float) -> bool:
-        """Whether simulator, cameras and controller have all been heard after ``since``."""
+        """Whether everybody has been heard after ``since``, and the policy node hears all its inputs."""
         topics = (*CAMERAS.values(), JOINT_STATES)
-        return all(self.heard.get(t, 0.0) > since for t in topics) and bool(self.states) and self.states[-1][0] > since
+        at, text = self.health.get('policy_node', (0.0, ''))
+        hears = at > since and 'waiting for' not in text and 'silent' not in text
+        sent = bool(self.states) and self.states[-1][0] > since
+        return hears and sent and all(self.heard.get(t, 0.0) > since for t in topics)
 
     def moving(self) -> bool:
         """The arm moves now."""
@@ -142,7 +152,7 @@ class Witness(Node):
         """Seconds from ``since`` until the arm was at rest for good (watched for another 0.4 s)."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            moved = [m.at for m in self.motion if m.at > since and m.speed > AT_REST]
+            moved = [m.at for m in list(self.motion) if m.at > since and m.speed > AT_REST]
             last = moved[-1] if moved else since
             if self.motion and self.motion[-1].at > last + 0.4:
                 return last - since
@@ -151,7 +161,7 @@ class Witness(Node):
 
     def travel(self, since: float) -> float:
         """Largest joint displacement after ``since`` [rad]."""
-        seen = [m.q for m in self.motion if m.at >= since]
+        seen = [m.q for m in list(self.motion) if m.at >= since]
         return float(np.ptp(np.array(seen), axis=0).max()) if seen else 0.0
 
 
@@ -199,7 +209,7 @@ class Cell:
         for topic in (*CAMERAS.values(), JOINT_STATES):
             relayed += ['-r', f'{topic}:=/relay{topic}']
         relayed.append('--')
-        policy = {'policy': 'expert', 'input_timeout': 1.0}
+        policy = {'policy': 'expert', 'input_timeout': 1.5}
         self.graph = Graph(
             [
                 node('sim_node', {'config': str(file), 'task': 'put', 'seed': 3}),
@@ -248,7 +258,7 @@ class Cell:
             self.graph.check()
             return self.witness.fresh(start)
 
-        eventually(ready, 40.0, f'graph; heard {self.witness.heard}, mode {self.witness.mode}')
+        eventually(ready, 40.0, f'graph; heard {self.witness.heard}, mode {self.witness.mode}, {self.witness.health}')
         assert self.witness.action.wait_for_server(timeout_sec=20.0), 'no action server'
 
     def kill(self, name: str) -> float:

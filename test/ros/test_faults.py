@@ -51,7 +51,7 @@ def test_policy_killed_in_the_middle_of_a_chunk(cell: Cell) -> None:
     assert cell.witness.mode == ControllerState.HOLDING
     still_for(cell, 0.5)
     cell.graph.restart('policy_node')
-    cell.wait_ready()
+    cell.wait_ready(time.monotonic() + 0.5)  # later than what the killed one said last
     still_for(cell, 0.3)
     goal = cell.start()
     assert goal.cancel().outcome == Result.STOPPED
