@@ -3,7 +3,7 @@
 
     python scripts/measure_expert.py --seeds 100
     python scripts/measure_expert.py --seeds 100 --latency 0.15 --tasks pick put
-    python scripts/measure_expert.py --policy hold --seeds 10      # has to score 0
+    python scripts/measure_expert.py --policy random --seeds 10 --out runs/random.json   # has to score 0
 
 Interrupt it at any time; the same command goes on where it stopped. Results are in --out (JSON), one row per episode.
 """
@@ -32,7 +32,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--tasks', nargs='*', default=[], metavar='TASK', help='default: all')
     add('--seeds', type=int, default=100, help='episodes per task')
     add('--start', type=int, default=0, help='first seed')
-    add('--policy', default='expert', choices=('expert', 'hold'))
+    add('--policy', default='expert', choices=('expert', 'hold', 'random'))
     add('--latency', type=float, default=0.0, help='from observation to chunk [s]')
     add('--noise', type=float, default=0.0, help='standard deviation of the translation noise per step [m]')
     add('--rotation-noise', type=float, default=0.0, help='the same for the rotation [rad]')
@@ -62,8 +62,9 @@ def prepare(conditions: dict[str, Any]) -> None:
     from instructvla_ros.sim.world import World
 
     given = {k: conditions[k] for k in ('chunk_rate', 'step_period', 'horizon') if conditions[k] is not None}
+    name = conditions['policy']
     policy = config.load(
-        s.PolicySettings, resources.config_file('policy.yaml'), {**given, 'policy': conditions['policy']}
+        s.PolicySettings, resources.config_file('policy.yaml'), {**given, 'policy': 'hold' if name == 'random' else name}
     )
     embodiment = config.load(s.Embodiment, resources.config_file(conditions['embodiment']))
     sim = config.load(s.Sim, resources.config_file('sim.yaml'))
@@ -76,6 +77,7 @@ def prepare(conditions: dict[str, Any]) -> None:
 
 def episode(job: tuple[str, int]) -> dict[str, Any]:
     """Run one episode in a worker; the row for the file."""
+    from instructvla_ros.evaluation.baseline import RandomPolicy
     from instructvla_ros.evaluation.rollout import Disturbance, run_episode
     from instructvla_ros.policy import make_policy
     from instructvla_ros.sim.tasks import make_episode
@@ -83,10 +85,12 @@ def episode(job: tuple[str, int]) -> dict[str, Any]:
     task, seed = job
     w, c = _WORKER, _WORKER['conditions']
     begin = time.perf_counter()
+    settings = w['policy_settings']
     result = run_episode(
         make_episode(task, seed, randomization=w['sim'].randomization),
-        make_policy(w['policy_settings'], w['embodiment']),
-        sim=w['sim'], embodiment=w['embodiment'], control=w['control'], policy_settings=w['policy_settings'],
+        RandomPolicy(settings, seed) if c['policy'] == 'random' else make_policy(settings, w['embodiment']),
+        views=False,
+        sim=w['sim'], embodiment=w['embodiment'], control=w['control'], policy_settings=settings,
         world=w['world'], kinematics=w['kinematics'],
         disturbance=Disturbance(c['latency'], c['noise'], c['rotation_noise'], c['drop'], seed),
     )

@@ -17,7 +17,7 @@ from ..datatypes import STEP_DIM, SceneState
 from ..errors import TaskError, suggest
 from ..geometry import Array, apply_delta
 from .expert_motion import Pace, step_to
-from .expert_phases import Intent, decide, fingers_at
+from .expert_phases import PULLED, PUSHED, Intent, decide, fingers_at
 from .tasks import TASKS
 
 FINGER_SPEED = 1.5
@@ -81,12 +81,21 @@ def imagine(scene: SceneState, step: Array, dt: float) -> SceneState:
     obj = objects.get(scene.held)
     if obj is not None:
         if obj.category == 'drawer':
-            along = float(-obj.pose[:3, 0] @ step[:3])
-            objects[obj.name] = replace(obj, opening=max(0.0, obj.opening + along))
+            objects[obj.name] = replace(obj, opening=_slid(obj.opening, float(-obj.pose[:3, 0] @ step[:3])))
         else:
             moved = tcp @ np.linalg.inv(scene.tcp_pose) @ obj.pose
             objects[obj.name] = replace(obj, pose=moved)
     return replace(scene, tcp_pose=tcp, gripper=gripper, objects=objects)
+
+
+def _slid(opening: float, way: float) -> float:
+    """Opening after a pull; the point where the handle is let go is not passed before a state says so."""
+    new = opening + way
+    if opening > PUSHED:
+        new = max(new, PUSHED + 0.001)
+    if opening < PULLED:
+        new = min(new, PULLED - 0.001)
+    return max(0.0, new)
 
 
 def _check(scene: SceneState, instruction: str) -> None:

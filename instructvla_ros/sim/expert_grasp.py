@@ -14,7 +14,7 @@ from .expert_motion import wrap, yaw_of
 
 LOWEST_GRASP = 0.015
 """Lowest tcp height over the table at a grasp [m]."""
-MAX_YAW = np.deg2rad(75.0)
+MAX_YAW = np.deg2rad(95.0)
 """Largest turn of the hand away from straight ahead, to stay clear of the limits of the last joint."""
 FINGER_REACH = 0.053
 FINGER_SIZE = 0.016

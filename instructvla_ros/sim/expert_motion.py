@@ -123,7 +123,7 @@ def _turn(tcp: Array, yaw: float | None, dt: float, pace: Pace, share: float) ->
     return np.asarray(Rotation.from_rotvec(vector).as_euler('xyz'), dtype=np.float64)
 
 
-def clearance(start: Array, end: Array, objects: Iterable[SceneObject], hang: float, margin: float = 0.03) -> float:
+def clearance(start: Array, end: Array, objects: Iterable[SceneObject], hang: float, margin: float = 0.04) -> float:
     """Height of the tcp [m] that clears every object on the straight way from ``start`` to ``end``.
 
     Args:

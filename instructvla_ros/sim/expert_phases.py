@@ -168,7 +168,7 @@ def _drawer(scene: SceneState, drawer: SceneObject, opening: bool) -> Intent:
     meets = 2 * HANDLE_RADIUS / MAX_WIDTH
     turned = abs(wrap(heading - yaw_of(scene.tcp_pose)))
     at = float(np.hypot(offset[0], offset[1])) < 0.015 and abs(offset[2]) < 0.015 and turned < 0.2
-    if at and meets - 0.12 < scene.gripper < meets + 0.12 and scene.held in (drawer.name, ''):
+    if at and scene.held == drawer.name and gripped:
         left = (DRAWER_TRAVEL if opening else -0.01) - drawer.opening
         # The hand follows the handle sideways and stays level, the rest is along the drawer.
         goal = np.array([*(handle[:2] + along[:2] * left), tcp[2]])
