@@ -130,6 +130,15 @@ def test_command_verifies_and_fails_with_a_non_zero_exit(tmp_path, capsys):
     assert [line.split()[1] for line in text.splitlines() if line.startswith('  !')] == ['velocities']
 
 
+def test_bfloat16_is_reported_without_a_verdict(capsys):
+    code, text = run_command(
+        capsys, 'verify', doubles.golden('wrist_stage1'), '--engine', 'fast', '--dtype', 'bfloat16', '--json'
+    )
+    arrays = json.loads(text)['paths']['fast'][0]['arrays']
+    assert code == 0 and arrays['latent']['tolerance'] is None and 1e-4 < arrays['latent']['difference'] < 1
+    assert arrays['normalized_actions']['difference'] < 0.02 and arrays['input_ids']['difference'] == 0
+
+
 def test_command_inspects_and_converts(tmp_path, capsys):
     case = doubles.golden('state_stage2_reason')
     code, text = run_command(capsys, 'convert', case, tmp_path / 'own', '--dtype', 'bfloat16', '--mask', 'block')

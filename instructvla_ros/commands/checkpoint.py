@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument('path', help='folder with golden.npz beside a checkpoint, or a folder of such folders')
     verify.add_argument('--json', action='store_true', help='machine-readable output')
     verify.add_argument('--engine', choices=('plain', 'fast', 'both'), default='both', help='inference path')
+    verify.add_argument(
+        '--dtype', choices=DTYPES, default='float32', help='bfloat16 reports the differences without a verdict'
+    )
     verify.add_argument('--no-training', action='store_true', help='leave out losses and gradients')
 
     choose = verbs.add_parser('choose-mask', help='flow loss under both expert masks: which was the model trained with')
@@ -125,15 +128,18 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    import torch
+
     from ..model.verify import golden_cases, verify
 
+    dtype = torch.bfloat16 if args.dtype == 'bfloat16' else torch.float32
     engines = ('plain', 'fast') if args.engine == 'both' else (args.engine,)
     reports: dict[str, list[CaseReport]] = {engine: [] for engine in engines}
     for case in golden_cases(args.path):
         for engine in engines:
             # The training arrays do not depend on the inference path: once is enough.
             training = not args.no_training and engine == engines[0]
-            reports[engine].append(verify(case, fast=engine == 'fast', training=training))
+            reports[engine].append(verify(case, fast=engine == 'fast', training=training, dtype=dtype))
             if not args.json:
                 _print_report(reports[engine][-1], engine)
     ok = all(r.ok for found in reports.values() for r in found)
@@ -141,7 +147,8 @@ def _verify(args: argparse.Namespace) -> int:
         cases = {engine: [r.to_dict() for r in found] for engine, found in reports.items()}
         print(json.dumps({'ok': ok, 'paths': cases}, indent=1))
     else:
-        print('all arrays within tolerance' if ok else 'FAILED: see the arrays marked with !')
+        verdict = 'all arrays within tolerance' if ok else 'FAILED: see the arrays marked with !'
+        print(verdict if dtype == torch.float32 else f'differences of {args.dtype} to float32, without a verdict')
     return 0 if ok else 1
 
 

@@ -1,0 +1,196 @@
+"""Time the fast path against the reference's order of work, side by side, on random weights."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import replace
+from .checkpoint import materialize, parameter_shapes
+from .config import ModelConfig
+from .fast import FastPath, merge_adapters
+from .instructvla import InstructVLA
+from .plain import ReferenceOrder
+
+SENTENCE = 20
+IMAGE_ID = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of one step both ways. ``difference``: largest difference of the normalised actions."""
+
+    step: str
+    plain: float
+    fast: float
+    difference: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster."""
+        return self.plain / self.fast
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            'step': self.step,
+            'plain_s': self.plain,
+            'fast_s': self.fast,
+            'ratio': self.ratio,
+            'difference': self.difference,
+        }
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    pixels: Tensor
+    views: Tensor
+    proprio: Tensor | None
+    noise: Tensor
+    question: Tensor
+    action: Tensor
+    spoken: Tensor
+
+
+def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> InstructVLA:
+    """Model in evaluation mode with random weights, adapters included; made tensor by tensor in ``dtype``."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    with torch.device('meta'):
+        model = InstructVLA(config)
+    state = {}
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 1:  # norms and scales 1, biases 0
+            value = 0.0 if name.endswith('bias') else 1.0
+            state[name] = torch.full(shape, value, device=device, dtype=dtype)
+        else:
+            # Variance-preserving, so that a difference between the paths would show in the actions.
+            scale = math.prod(shape[1:]) ** -0.5
+            state[name] = torch.randn(shape, generator=generator, device=device, dtype=dtype) * scale
+    model.load_state_dict(state, assign=True)
+    materialize(model, device)
+    model.vlm.image_id = IMAGE_ID
+    return model.eval()
+
+
+def measure(
+    config: ModelConfig,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 5,
+    sentence: int = SENTENCE,
+) -> list[Timing]:
+    """Median times of the steps of a control loop, plain and fast alternating.
+
+    Steps: action only under both masks, a sentence of ``sentence`` tokens with its action, and an action whose latent
+    is reused every second step (against a plain path that never reuses).
+    """
+    device = device or torch.device('cpu')
+    model = random_model(config, device, dtype)
+    inputs = _inputs(config, device, dtype, sentence)
+    plain, fast = ReferenceOrder(model), FastPath(model)
+    if config.stage == 1 and config.adapters.count:
+        merged = random_model(config, device, dtype)
+        merge_adapters(merged)
+        fast = FastPath(merged)
+    return [
+        _compare(f'action only, {mask}', device, repeats, *_action_only(plain, fast, inputs, mask))
+        for mask in ('bias', 'block')
+    ] + [
+        _compare(f'sentence of {sentence} + action', device, repeats, *_speaking(plain, fast, inputs, sentence)),
+        _compare('latent reused every second step', device, repeats, *_reusing(plain, fast, inputs)),
+    ]
+
+
+Step = Callable[[], Tensor]
+
+
+def _action_only(plain: ReferenceOrder, fast: FastPath, at: _Inputs, mask: str | None) -> tuple[Step, Step]:
+    def slow() -> Tensor:
+        return plain.chunk(plain.latent(at.pixels, at.action), at.views, at.proprio, at.noise, mask=mask)
+
+    def quick() -> Tensor:
+        latent = fast.latent(fast.begin(at.pixels), at.action)
+        return fast.chunk(latent, at.views, at.proprio, at.noise, mask=mask)
+
+    return slow, quick
+
+
+def _speaking(plain: ReferenceOrder, fast: FastPath, at: _Inputs, limit: int) -> tuple[Step, Step]:
+    # Random weights say random words: the action pass reads a fixed sentence of the same length instead.
+    def slow() -> Tensor:
+        plain.sentence(at.pixels, at.question, end_id=-1, limit=limit)
+        return plain.chunk(plain.latent(at.pixels, at.spoken), at.views, at.proprio, at.noise)
+
+    def quick() -> Tensor:
+        session = fast.begin(at.pixels)
+        fast.sentence(session, at.question, end_id=-1, limit=limit)
+        return fast.chunk(fast.latent(session, at.spoken), at.views, at.proprio, at.noise)
+
+    return slow, quick
+
+
+def _reusing(plain: ReferenceOrder, fast: FastPath, at: _Inputs) -> tuple[Step, Step]:
+    one_slow, one_quick = _action_only(plain, fast, at, None)
+
+    def slow() -> Tensor:
+        one_slow()
+        return one_slow()
+
+    def quick() -> Tensor:
+        latent = fast.latent(fast.begin(at.pixels), at.action)
+        fast.chunk(latent, at.views, at.proprio, at.noise)
+        return fast.chunk(latent, at.views, at.proprio, at.noise)
+
+    return slow, quick
+
+
+def _compare(name: str, device: torch.device, repeats: int, slow: Step, quick: Step) -> Timing:
+    difference = float((slow() - quick()).abs().max())  # also the warm-up of both
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for step, found in zip((slow, quick), times, strict=True):
+            _wait(device)
+            started = time.perf_counter()
+            step()
+            _wait(device)
+            found.append(time.perf_counter() - started)
+    return Timing(name, statistics.median(times[0]), statistics.median(times[1]), difference)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _inputs(config: ModelConfig, device: torch.device, dtype: torch.dtype, sentence: int) -> _Inputs:
+    g = torch.Generator().manual_seed(1)
+    vocab, tokens = config.language.vocab_size, config.vision.image_tokens
+    words = lambda n: torch.randint(6, vocab, (n,), generator=g)  # noqa: E731
+    # The lengths of specification 1.5: 15 tokens before the image, about 21 after it, queries, 2 at the end.
+    head = torch.cat((words(15), torch.full((tokens,), IMAGE_ID), words(26)))
+    queries, end = torch.arange(vocab, vocab + config.queries), words(2)
+    size, dino = config.vision.image_size, config.dino.image_size
+    prompts = (head, torch.cat((head, queries, end)), torch.cat((head, words(sentence), queries, end)))
+    question, action, spoken = (p[None].to(device) for p in prompts)
+    return _Inputs(
+        torch.randn(1, 3, size, size, generator=g).to(device, dtype),
+        torch.randn(1, config.views, 3, dino, dino, generator=g).to(device, dtype),
+        torch.rand(1, 8, generator=g).to(device) if config.proprio else None,
+        torch.randn(1, config.horizon, 7, generator=g).to(device),
+        question,
+        action,
+        spoken,
+    )
+
+
+def with_stage(config: ModelConfig, stage: int) -> ModelConfig:
+    """Same sizes with the adapters of a stage."""
+    return replace(config, adapters=replace(config.adapters, count=stage))
