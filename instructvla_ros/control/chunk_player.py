@@ -90,7 +90,7 @@ class _Play:
 
     def velocity(self, time: float) -> Array:
         """Velocity (6,) of the target in the base frame [m/s], [rad/s]."""
-        return _difference(self.at(time - SLOPE_STEP), self.at(time)) / SLOPE_STEP
+        return _difference(self.at(time), self.at(time + SLOPE_STEP)) / SLOPE_STEP
 
 
 def _difference(a: Array, b: Array) -> Array:
@@ -177,8 +177,9 @@ class ChunkPlayer:
             verdicts: list[Verdict] = []
             base = self._base(chunk, verdicts)
             played = self._ensemble(chunk)
-            path = Path.of_chunk(played, base, self.bounds.box_lower, self.bounds.box_upper)
-            self._play = self._join(played, path, now_ns)
+            running = np.zeros(6) if self._play is None else self._rate * self._play.velocity(self._time)
+            path = Path.of_chunk(played, base, self.bounds.box_lower, self.bounds.box_upper, running)
+            self._play = self._join(played, path, running, now_ns)
             return tuple(verdicts)
 
     def sample(self, now_ns: int, start: Array | None = None, scale: float = 1.0) -> Sample | None:
@@ -278,9 +279,8 @@ class ChunkPlayer:
         self._chunks.appendleft(chunk)
         return ensemble_chunk(list(self._chunks), self.control.ensemble_alpha)
 
-    def _join(self, chunk: ActionChunk, path: Path, now_ns: int) -> _Play:
+    def _join(self, chunk: ActionChunk, path: Path, running: Array, now_ns: int) -> _Play:
         zero = np.zeros(6)
-        running = zero if self._play is None else self._rate * self._play.velocity(self._time)
         entry = self._entry(path, self._target, (now_ns - chunk.observation_stamp_ns) * 1e-9)
         fresh = _Play(chunk, path, entry, now_ns, zero, zero, 1.0)
         offset = _difference(fresh.at(entry), self._target)

@@ -30,6 +30,7 @@ class Path:
     Attributes:
         start_ns: time of P_0 [ns]. period: between knots [s]. positions: (H+1, 3) [m]. rotations: (H+1, 3, 3).
         turns: (H, 3) rotation vector from each knot to the next, in the frame of the former [rad].
+        lead: (6,) how the arm came to P_0 in the period before it: translation [m], rotation vector in the frame of P_0.
     """
 
     start_ns: int
@@ -37,16 +38,26 @@ class Path:
     positions: Array
     rotations: Array
     turns: Array
+    lead: Array
 
     @classmethod
-    def of_chunk(cls, chunk: ActionChunk, base: Array, lower: Array, upper: Array) -> Path:
-        """Path of the chunk's deltas from pose ``base`` (4, 4), knots clipped to a box (3,) [m]."""
+    def of_chunk(
+        cls, chunk: ActionChunk, base: Array, lower: Array, upper: Array, velocity: Array | None = None
+    ) -> Path:
+        """Path of the chunk's deltas from pose ``base`` (4, 4), knots clipped to a box (3,) [m].
+
+        ``velocity`` (6,) in the base frame [m/s], [rad/s] is that of the arm on its way to P_0; at rest when omitted.
+        """
         poses = np.concatenate([base[None], integrate(base, chunk.steps, chunk.delta_frame, chunk.rotation)])
         positions = poses[:, :3, 3].copy()
         positions[1:] = np.clip(positions[1:], lower, upper)
         rotations = poses[:, :3, :3].copy()
         turns = np.array([pin.log3(a.T @ b) for a, b in zip(rotations[:-1], rotations[1:], strict=True)])
-        return cls(chunk.observation_stamp_ns, chunk.step_period, positions, rotations, turns)
+        lead = np.zeros(6)
+        if velocity is not None:
+            lead[:3] = chunk.step_period * velocity[:3]
+            lead[3:] = chunk.step_period * (rotations[0].T @ velocity[3:])
+        return cls(chunk.observation_stamp_ns, chunk.step_period, positions, rotations, turns, lead)
 
     @property
     def duration(self) -> float:
@@ -54,7 +65,7 @@ class Path:
         return (len(self.positions) - 0.5) * self.period
 
     def at(self, time: float) -> Array:
-        """Pose (4, 4) ``time`` [s] after the start; before it P_0 is assumed to have been held."""
+        """Pose (4, 4) ``time`` [s] after the start."""
         last = len(self.positions) - 1
         u = min(max(time / self.period, 0.0), last + 0.5)
         k = min(int(u + 0.5), last)
@@ -68,6 +79,9 @@ class Path:
             out[:3, 3] += before * (self.positions[k - 1] - here)
             # Seen from knot k the way back is the same axis turned the other way.
             turn -= before * self.turns[k - 1]
+        else:
+            out[:3, 3] -= before * self.lead[:3]
+            turn -= before * self.lead[3:]
         if k < last:
             out[:3, 3] += after * (self.positions[k + 1] - here)
             turn += after * self.turns[k]

@@ -36,8 +36,9 @@ def check_chunk(chunk: ActionChunk, now_ns: int, bounds: Bounds) -> tuple[Action
         return None, (refused,)
     steps, verdicts = _scale_steps(chunk, bounds)
     openness = steps[:, 6]
-    worst = int(np.argmax(np.abs(openness - 0.5)))
-    if not 0.0 <= openness[worst] <= 1.0:
+    outside = np.maximum(-openness, openness - 1.0)
+    worst = int(np.argmax(outside))
+    if outside[worst] > 0.0:
         value = float(openness[worst])
         limit = 1.0 if value > 1.0 else 0.0
         text = f'gripper openness {value:.3f} of step {worst} is outside 0..1'

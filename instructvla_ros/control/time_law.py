@@ -22,6 +22,7 @@ from .bounds import Bounds
 
 POSITION_EPS = 1e-7  # rad: rounding of the stop's extrema
 BOX_TOLERANCE = 0.002  # m: how far the curved path of a stop may leave the flat faces of the tcp box
+LONGEST = 60.0  # s
 FOLLOW_TOLERANCE = 1e-3  # rad: a lag beyond this is reported
 Position = Callable[[Array], Array]
 Collision = Callable[[Array], str]
@@ -32,10 +33,12 @@ class StopPlan:
     """A stop of the whole arm; all joints come to rest together, which keeps the tcp near its path.
 
     Attributes:
+        trajectory: from position 0. start: where it begins (n,) [rad].
         low, high: smallest and largest position of every joint over the plan (n,) [rad]. elapsed: time into it [s].
     """
 
     trajectory: Trajectory
+    start: Array
     low: Array
     high: Array
     elapsed: float = 0.0
@@ -51,8 +54,8 @@ class StopPlan:
         end = self.trajectory.duration
         q, v, a = self.trajectory.at_time(min(t, end))
         if t >= end:
-            return np.array(q), np.zeros(len(q)), np.zeros(len(q))
-        return np.array(q), np.array(v), np.array(a)
+            return self.start + q, np.zeros(len(q)), np.zeros(len(q))
+        return self.start + q, np.array(v), np.array(a)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def plan_stop(state: MotionState, acceleration: Array, jerk: Array, synchronised
     request = InputParameter(n)
     request.control_interface = ControlInterface.Velocity
     request.synchronization = Synchronization.Time if synchronised else Synchronization.No
-    request.current_position = state.q.tolist()
+    # Positions count from the start: Ruckig includes position 0 in the extrema of a velocity profile.
+    request.current_position = [0.0] * n
     request.current_velocity = state.dq.tolist()
     request.current_acceleration = state.ddq.tolist()
     request.target_velocity = [0.0] * n
@@ -100,16 +104,14 @@ def plan_stop(state: MotionState, acceleration: Array, jerk: Array, synchronised
     trajectory = Trajectory(n)
     try:
         Ruckig(n).calculate(request, trajectory)
-    except RuckigError as err:
+    except (RuckigError, ValueError) as err:
         if synchronised:
             return plan_stop(state, acceleration, jerk, synchronised=False)
         raise KinematicsError(f'no stop from q {state.q.tolist()}, dq {state.dq.tolist()}: {err}') from err
     extrema = trajectory.position_extrema
-    # Ruckig reports 0 as an extremum of a joint that does not move; no joint gets further than this either way.
-    reach = (np.abs(state.dq) + 0.5 * state.ddq**2 / jerk) * trajectory.duration
-    low = np.maximum([e.min for e in extrema], state.q - reach)
-    high = np.minimum([e.max for e in extrema], state.q + reach)
-    return StopPlan(trajectory, low, high)
+    low = state.q + [e.min for e in extrema]
+    high = state.q + [e.max for e in extrema]
+    return StopPlan(trajectory, state.q, low, high)
 
 
 class TimeLaw:
@@ -189,19 +191,22 @@ class TimeLaw:
 
     def _approach(self, state: MotionState, goal: Array, speed: Array, ceiling: Array) -> MotionState | None:
         period = self.bounds.period
-        start = goal - speed * period
+        away = state.q - (goal - speed * period)
+        # Ruckig refuses trajectories of hours; beyond a minute the first period is the same.
+        far = LONGEST * (ceiling - np.abs(speed))
+        away = np.minimum(np.maximum(away, -far), far)
         request = self._request
-        request.current_position = (state.q - start).tolist()
+        request.current_position = away.tolist()
         request.current_velocity = (state.dq - speed).tolist()
         request.current_acceleration = state.ddq.tolist()
         request.max_velocity = (ceiling - speed).tolist()
         request.min_velocity = (-ceiling - speed).tolist()
         try:
             self._solver.calculate(request, self._trajectory)
-        except RuckigError:
+        except (RuckigError, ValueError):  # the binding turns some result codes into ValueError
             return None
         q, v, a = self._trajectory.at_time(period)
-        proposal = MotionState(goal + np.array(q), speed + np.array(v), np.array(a))
+        proposal = MotionState(state.q - away + q + speed * period, speed + np.array(v), np.array(a))
         return proposal if np.isfinite(proposal.q).all() and np.isfinite(proposal.dq).all() else None
 
     def _objection(self, state: MotionState, proposal: MotionState) -> Verdict | None:
