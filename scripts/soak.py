@@ -137,7 +137,8 @@ def main() -> int:
     tasks = arguments.task or ['pick', 'put', 'stack']
     # An episode takes at least three seconds: more of them than can be run.
     count = int(arguments.minutes * 20) + 10
-    requests = [EpisodeRequest(tasks[k % len(tasks)], k) for k in range(count)]
+    # Shifted from round to round, so that the stop drills meet every task.
+    requests = [EpisodeRequest(tasks[(k + k // len(tasks)) % len(tasks)], k) for k in range(count)]
     options = GraphOptions(policy=arguments.policy, parameters={'episode_node': {'stop_every': arguments.stop_every}})
     deadline = time.monotonic() + arguments.minutes * 60.0
     with Progress() as progress, Session(requests, folder, options) as running:

@@ -310,3 +310,11 @@ def test_evaluate_expert_in_process(tmp_path, capsys):
     assert json.loads(out)['tasks']['pick']['episodes'] == 1
     row = json.loads((tmp_path / 'episodes.jsonl').read_text())
     assert row['policy'] == 'expert' and row['chunks'] > 5 and row['duration'] > 1.0
+
+
+def test_progress_says_how_a_stop_drill_went(capsys):
+    with Progress() as progress:
+        progress.update({'event': 'result', 'success': False, 'drill': {'latched': 0.01, 'rest': 0.21, 'travel': 0.02}})
+        progress.update({'event': 'result', 'success': False, 'drill': {'latched': None, 'rest': None, 'travel': 1.0}})
+    said = capsys.readouterr().err
+    assert 'at rest after 0.21 s' in said and 'did not come to rest' in said

@@ -108,7 +108,11 @@ class Progress:
         self._live.update(row)
 
     def _result(self, event: dict[str, Any]) -> None:
-        if event['success']:
+        if 'drill' in event:
+            rest = event['drill']['rest']
+            done = f'at rest after {rest:.2f} s' if rest is not None else '[red]the arm did not come to rest[/]'
+            self._line(f'[yellow]stopped[/] in the middle, as a drill: {done}')
+        elif event['success']:
             when = event.get('success_after')
             self._line('[green]\N{CHECK MARK} solved[/]' + (f' after {when:.1f} s' if when is not None else ''))
         else:
