@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('instructvla_ros.msg', reason='the messages are not built')
@@ -16,12 +18,16 @@ import rclpy
 from doubles import ABORTED, CANCELED, SUCCEEDED, Robot, Run, ScriptedPolicy, eventually
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
+from instructvla_ros import resources
 from instructvla_ros.action import ExecuteInstruction
+from instructvla_ros.datatypes import Observation
 from instructvla_ros.errors import CheckpointError
 from instructvla_ros.msg import ControllerState
-from instructvla_ros.nodes import convert
+from instructvla_ros.nodes import convert, qos
+from instructvla_ros.nodes.convert_image import compressed_to_msg
 from instructvla_ros.nodes.policy_node import PolicyNode
 from instructvla_ros.nodes.reasoning_node import ReasoningNode
 from instructvla_ros.srv import AskScene, LoadCheckpoint
@@ -345,3 +351,26 @@ def test_impossible_images_are_dropped_and_the_node_lives(graph: Graph) -> None:
     eventually(lambda: graph.node.diagnostics.counted('view wrist dropped') >= 1)
     run.cancel()
     run.result()
+
+
+def test_compressed_images_by_the_name_of_the_topic(tmp_path: Path) -> None:
+    robot = yaml.safe_load(resources.config_file('franka.yaml').read_text(encoding='utf-8'))
+    robot['views']['wrist']['topic'] = '/wrist_camera/color/image_raw/compressed'
+    file = tmp_path / 'robot.yaml'
+    file.write_text(yaml.safe_dump(robot), encoding='utf-8')
+    graph = Graph(ScriptedPolicy(), embodiment=str(file))
+    try:
+        topic = robot['views']['wrist']['topic']
+        publisher = graph.robot.create_publisher(CompressedImage, topic, qos.SENSOR_PUBLISHER)
+        picture = np.full((48, 64, 3), (200, 30, 10), np.uint8)
+        graph.robot.create_timer(
+            0.05, lambda: publisher.publish(compressed_to_msg(picture, graph.robot.now_ns(), 'wrist', 90))
+        )
+        seen = eventually(lambda: isinstance(graph.node.observe('x'), Observation) and graph.node.observe('x'))
+        np.testing.assert_allclose(seen.views['wrist'][20, 20], (200, 30, 10), atol=6)
+        run = Run(graph.robot, 'pick the red cube')
+        eventually(lambda: graph.robot.chunks)
+        run.cancel()
+        run.result()
+    finally:
+        graph.close()
