@@ -12,7 +12,7 @@ from instructvla_ros import config
 from instructvla_ros.control.bounds import Bounds
 from instructvla_ros.control.direct import DirectBackend
 from instructvla_ros.control.kinematics import Kinematics
-from instructvla_ros.control.safety import Motion, halt, move, trajectory_points
+from instructvla_ros.control.safety import HOLD_TIME, Motion, halt, move, trajectory_points
 from instructvla_ros.control.safety_chunk import check_chunk
 from instructvla_ros.control.safety_motion import (
     check_jump,
@@ -391,14 +391,17 @@ def test_every_command_ends_in_a_stop_inside_the_limits(place, speed, accelerati
     assert np.array_equal(positions[0], q) and np.allclose(velocities[0], dq)
     assert np.all(velocities[-1] == 0.0)
     assert np.all(positions >= np.array(ARM.limits.lower)) and np.all(positions <= np.array(ARM.limits.upper))
-    assert times[-1] <= 0.02 + CONTROL.safety.stop_time
+    assert np.all(velocities[-2:] == 0.0) and np.array_equal(positions[-1], positions[-2])
+    assert times[-2] <= 0.02 + CONTROL.safety.stop_time
+    assert times[-1] - times[-2] >= HOLD_TIME - 1e-9
     mean = np.diff(velocities, axis=0) / np.diff(times)[:, None]
     assert np.all(np.abs(mean) <= np.array(ARM.limits.acceleration) * (1 + 1e-6) + 1e-6)
 
 
-def test_a_command_at_rest_is_one_point():
+def test_a_command_at_rest_holds_so_long_that_a_late_message_is_still_taken():
     times, positions, velocities = trajectory_points(JointCommand(NOW, HOME, np.zeros(7), 1.0, 0.02), ARM.limits)
-    assert times.tolist() == [0.02] and np.array_equal(positions, [HOME]) and not velocities.any()
+    assert times[0] == 0.02 and times[-1] >= 0.02 + HOLD_TIME
+    assert np.array_equal(positions, [HOME, HOME]) and not velocities.any()
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .time_law import MotionState, TimeLaw, plan_stop
 
 IK_REPORT = 1e-3  # m, rad: an IK error beyond this is reported
 RUN_AWAY = 0.001  # m: a target further than this from what the IK reached is pulled back to it
+HOLD_TIME = 0.2  # s: how late a command may arrive and still be taken
 TAIL_POINTS = 5
 
 
@@ -98,7 +99,8 @@ def trajectory_points(command: JointCommand, limits: JointLimits) -> tuple[Array
     """Points of the JointTrajectory for one command: the commanded state, then a stop that needs no further command.
 
     The arm of a controller that died follows the tail and comes to rest. The stop is jerk-limited within
-    ``limits``; all joints stop together.
+    ``limits``; all joints stop together. The last point repeats the rest, so that a message which arrives late still
+    has a point in the future: joint_trajectory_controller rejects one that has none.
 
     Returns:
         times (k,) after the stamp [s], strictly increasing; positions (k, n) [rad] inside the position limits (or no
@@ -108,7 +110,8 @@ def trajectory_points(command: JointCommand, limits: JointLimits) -> tuple[Array
     ddq = np.zeros(n) if command.ddq is None else command.ddq
     state = MotionState(command.q, command.dq, ddq)
     if state.resting:
-        return np.array([command.horizon]), command.q[None].copy(), np.zeros((1, n))
+        times = np.array([command.horizon, command.horizon + HOLD_TIME])
+        return times, np.array([command.q, command.q]), np.zeros((2, n))
     plan = plan_stop(state, np.asarray(limits.acceleration), np.asarray(limits.jerk))
     # Very short tails still get well separated points.
     times = max(plan.left, 0.005 * TAIL_POINTS) * np.arange(TAIL_POINTS + 1) / TAIL_POINTS
@@ -118,4 +121,10 @@ def trajectory_points(command: JointCommand, limits: JointLimits) -> tuple[Array
     velocities[-1] = 0.0
     lower = np.minimum(limits.lower, command.q)
     upper = np.maximum(limits.upper, command.q)
-    return command.horizon + times, np.clip(positions, lower, upper), velocities
+    positions = np.clip(positions, lower, upper)
+    end = command.horizon + float(times[-1]) + HOLD_TIME
+    return (
+        np.append(command.horizon + times, end),
+        np.vstack([positions, positions[-1:]]),
+        np.vstack([velocities, np.zeros((1, n))]),
+    )
