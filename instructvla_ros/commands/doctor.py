@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the checks; 1 when something that is needed is missing."""
-    from .. import doctor
+    from ..doctor import run as diagnose
 
-    return doctor.run(as_json=arguments.json)
+    return diagnose(as_json=arguments.json)

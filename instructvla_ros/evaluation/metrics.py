@@ -136,7 +136,7 @@ def frame_statistics(log: RunLog) -> dict[str, dict[str, Any]]:
         gaps = np.diff(stamps) / 1e9
         out[view] = {
             'frames': int(mine.sum()),
-            'rate': float(1.0 / np.median(gaps)) if len(gaps) and np.median(gaps) > 0 else None,
+            'rate': float(1.0 / np.mean(gaps)) if len(gaps) and np.mean(gaps) > 0 else None,
             'longest_gap': float(gaps.max()) if len(gaps) else None,
             'transport': percentiles((log.frames.received_ns[mine] - stamps) / 1e9),
         }

@@ -56,11 +56,12 @@ def histogram(
     width: float = 560,
     height: float = 180,
     bins: int = 48,
+    lower: float | None = None,
     upper: float | None = None,
     marks: Sequence[tuple[float, str]] = (),
     title: str = 'histogram',
 ) -> str:
-    """Overlaid histograms of (css, values); values above ``upper`` are counted in the last bin.
+    """Overlaid histograms of (css, values); values outside ``lower`` .. ``upper`` are in the outermost bins.
 
     ``marks`` are (value, text) drawn as vertical lines.
     """
@@ -68,7 +69,7 @@ def histogram(
     flat = np.concatenate([v for _, v in data]) if data else np.empty(0)
     if not len(flat):
         return NOTHING
-    lo = min(0.0, float(flat.min()))
+    lo = lower if lower is not None else min(0.0, float(flat.min()))
     hi = max((upper if upper is not None else float(flat.max())) * 1.02, lo + 1e-6, *(m * 1.05 for m, _ in marks), lo)
     edges = np.linspace(lo, hi, bins + 1)
     counts = [(css, np.histogram(np.clip(v, lo, hi), edges)[0]) for css, v in data]

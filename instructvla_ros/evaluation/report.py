@@ -83,7 +83,7 @@ def render(log: RunLog, video: Mapping[str, str] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(num=number, ms=lambda v, d=1: number(v, d, 1e3), si=number)
+    environment.filters.update(num=number, ms=lambda v, d=1: number(v, d, 1e3), unit=_unit)
     summary = metrics.summarize(log)
     time = log.seconds(log.controller.stamp_ns)
     extent = _extent(log, time)
@@ -132,6 +132,10 @@ def banner(log: RunLog) -> dict[str, str]:
         }
     head = f'Task not solved \N{EM DASH} {m.get("outcome", "no result")}'
     return {'css': 'bad', 'mark': '\N{HEAVY BALLOT X}', 'head': head, 'text': _sentence(m.get('reason', ''))}
+
+
+def _unit(text: str) -> str:
+    return text.replace('^2', '\u00b2').replace('^3', '\u00b3')
 
 
 def _sentence(text: Any) -> str:
@@ -343,12 +347,15 @@ def jitter_chart(log: RunLog, summary: Mapping[str, Any]) -> str:
     period = log.controller.loop_period
     p = summary['controller']['period']
     marks = [(p['p50'] * 1e3, f'median {p["p50"] * 1e3:.2f}')] if p['p50'] else []
-    upper = (p['p99'] or 0.0) * 1e3 * 1.6
+    middle = (p['p50'] or 0.0) * 1e3
+    reach = max(1.0, 1.5e3 * float(summary['controller']['jitter']['p99'] or 0.0))
     return plots.histogram(
         [('c1', period[period > 0] * 1e3)],
         unit='ms',
         marks=marks,
-        upper=upper or None,
+        bins=61,
+        lower=max(0.0, middle - reach),
+        upper=middle + reach,
         title='controller period',
     )
 
