@@ -234,7 +234,8 @@ class Controller:
         # The arm had no new command and went along the stop that ends every command (trajectory_points).
         limits = self.embodiment.limits
         plan = plan_stop(self._motion.joints, np.asarray(limits.acceleration), np.asarray(limits.jerk))
-        joints = MotionState(*plan.at(elapsed - self.bounds.period))
+        q, dq, ddq = plan.at(elapsed - self.bounds.period)
+        joints = MotionState(q, dq, np.clip(ddq, -self.bounds.acceleration, self.bounds.acceleration))
         pose = self.backend.forward(joints.q)
         self._motion = Motion(joints, pose)
         self.backend.reset(joints.q)
@@ -319,10 +320,11 @@ class Controller:
             speed = float(np.abs(self._motion.joints.dq).max())
             text = f'no fresh chunk: braking from {speed:.3f} rad/s and holding'
             verdicts.append(Verdict('dead_man', VerdictAction.HELD, 'chunk', speed, 0.0, 'rad/s', text))
+        rested = self._motion.joints.resting
         self._motion = halt(self._motion, self.law, self.backend)
         self.player.stop(self._motion.target)
         self._record(now_ns)
-        if self._enabled or not self._motion.joints.resting:
+        if self._enabled or not rested:  # the last command that is sent is one at rest
             return
         self._driving = self._driving and bool(self._latch)
         if fresh is not None and not self._driving:

@@ -30,7 +30,7 @@ class Path:
     Attributes:
         start_ns: time of P_0 [ns]. period: between knots [s]. positions: (H+1, 3) [m]. rotations: (H+1, 3, 3).
         turns: (H, 3) rotation vector from each knot to the next, in the frame of the former [rad].
-        lead: (6,) how the arm came to P_0 in the period before it: translation [m], rotation vector in the frame of P_0.
+        lead: (6,) how the arm came to P_0 in the period before: translation [m], rotation vector in the frame of P_0.
     """
 
     start_ns: int

@@ -67,7 +67,8 @@ def _finite(chunk: ActionChunk) -> Verdict | None:
         text = 'the reference pose is not a finite 4x4 matrix'
         return _refuse(chunk, 'finite', 'reference_pose', np.nan, 0.0, '', text)
     rotation = pose[:3, :3]
-    defect = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    bounded = np.clip(rotation, -2.0, 2.0)  # no overflow from absurd numbers
+    defect = float(np.abs(bounded.T @ bounded - np.eye(3)).max())
     if defect > 1e-3 or rotation[0] @ _cross(rotation[1], rotation[2]) < 0.0:
         text = f'the reference pose holds no rotation matrix (defect {defect:.3g})'
         return _refuse(chunk, 'finite', 'reference_pose', defect, 1e-3, '', text)
