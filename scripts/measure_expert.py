@@ -48,7 +48,17 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:
     """What decides a result besides task and seed; rows of another setting are not mixed in."""
-    names = ('policy', 'latency', 'noise', 'rotation_noise', 'drop', 'chunk_rate', 'step_period', 'horizon', 'embodiment')
+    names = (
+        'policy',
+        'latency',
+        'noise',
+        'rotation_noise',
+        'drop',
+        'chunk_rate',
+        'step_period',
+        'horizon',
+        'embodiment',
+    )
     return {name: getattr(args, name) for name in names}
 
 
@@ -64,14 +74,21 @@ def prepare(conditions: dict[str, Any]) -> None:
     given = {k: conditions[k] for k in ('chunk_rate', 'step_period', 'horizon') if conditions[k] is not None}
     name = conditions['policy']
     policy = config.load(
-        s.PolicySettings, resources.config_file('policy.yaml'), {**given, 'policy': 'hold' if name == 'random' else name}
+        s.PolicySettings,
+        resources.config_file('policy.yaml'),
+        {**given, 'policy': 'hold' if name == 'random' else name},
     )
     embodiment = config.load(s.Embodiment, resources.config_file(conditions['embodiment']))
     sim = config.load(s.Sim, resources.config_file('sim.yaml'))
     control = config.load(s.Control, resources.config_file('controller.yaml'))
     _WORKER.update(
-        conditions=conditions, sim=sim, embodiment=embodiment, control=control, policy_settings=policy,
-        world=World(sim, embodiment, render=False), kinematics=Kinematics(embodiment),
+        conditions=conditions,
+        sim=sim,
+        embodiment=embodiment,
+        control=control,
+        policy_settings=policy,
+        world=World(sim, embodiment, render=False),
+        kinematics=Kinematics(embodiment),
     )
 
 
@@ -90,12 +107,29 @@ def episode(job: tuple[str, int]) -> dict[str, Any]:
         make_episode(task, seed, randomization=w['sim'].randomization),
         RandomPolicy(settings, seed) if c['policy'] == 'random' else make_policy(settings, w['embodiment']),
         views=False,
-        sim=w['sim'], embodiment=w['embodiment'], control=w['control'], policy_settings=settings,
-        world=w['world'], kinematics=w['kinematics'],
+        sim=w['sim'],
+        embodiment=w['embodiment'],
+        control=w['control'],
+        policy_settings=settings,
+        world=w['world'],
+        kinematics=w['kinematics'],
         disturbance=Disturbance(c['latency'], c['noise'], c['rotation_noise'], c['drop'], seed),
     )
-    fields = ('task', 'seed', 'instruction', 'success', 'done', 'best_progress', 'time', 'chunks', 'verdicts',
-              'table_touches', 'path_length', 'failure', 'detail')
+    fields = (
+        'task',
+        'seed',
+        'instruction',
+        'success',
+        'done',
+        'best_progress',
+        'time',
+        'chunks',
+        'verdicts',
+        'table_touches',
+        'path_length',
+        'failure',
+        'detail',
+    )
     row = {name: getattr(result, name) for name in fields}
     return {**row, 'wall': time.perf_counter() - begin}
 
@@ -132,7 +166,10 @@ def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
 
     from instructvla_ros.evaluation.scores import wilson
 
-    lines = [f'{"task":<13} {"success":>9}  {"95 % interval":<14} {"time s p50 p90":>15} {"path m":>7} {"touches":>7}  failures']
+    lines = [
+        f'{"task":<13} {"success":>9}  {"95 % interval":<14} {"time s p50 p90":>15} {"path m":>7} {"touches":>7}'
+        '  failures'
+    ]
     for task in tasks:
         mine = [r for r in rows if r['task'] == task]
         if not mine:

@@ -76,7 +76,9 @@ class KinematicWorld:
             if other.name != obj.name and np.hypot(*(other.pose[:2, 3] - obj.pose[:2, 3])) < other.extent[0] / 2:
                 thin = {'bowl': 0.006, 'plate': 0.008}
                 floor = max(floor, thin.get(other.category, other.pose[2, 3] + other.extent[2] / 2))
-        tray = next((o for o in self.objects.values() if o.category == 'drawer' and o.name == self.episode.destination), None)
+        tray = next(
+            (o for o in self.objects.values() if o.category == 'drawer' and o.name == self.episode.destination), None
+        )
         if tray is not None:
             floor = 0.01
         matrix = obj.pose.copy()

@@ -1,6 +1,6 @@
 from collections import deque
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -53,7 +53,9 @@ def test_solves_every_task_and_says_so(task):
         assert all(b >= a - 0.35 for a, b in zip(progress, progress[1:], strict=False))
 
 
-@pytest.mark.parametrize(('period', 'horizon', 'execute'), [(0.1, 8, 1), (0.1, 8, 8), (0.2, 8, 1), (0.2, 8, 4), (0.1, 16, 3)])
+@pytest.mark.parametrize(
+    ('period', 'horizon', 'execute'), [(0.1, 8, 1), (0.1, 8, 8), (0.2, 8, 1), (0.2, 8, 4), (0.1, 16, 3)]
+)
 @pytest.mark.parametrize('task', ['put', 'open_drawer'])
 def test_any_share_of_a_plan_may_be_executed(task, period, horizon, execute):
     for seed in range(2):
@@ -117,7 +119,10 @@ def test_a_wrong_object_in_the_hand_is_set_down_on_the_table_first():
 def test_start_anywhere_with_a_closed_hand(seed):
     rng = np.random.default_rng(seed)
     episode = make_episode('stack', seed)
-    world = KinematicWorld(episode, pose(rng.uniform((0.42, -0.3, 0.1), (0.68, 0.3, 0.4)), Rotation.from_matrix(downward(rng.uniform(-1, 1)))))
+    world = KinematicWorld(
+        episode,
+        pose(rng.uniform((0.42, -0.3, 0.1), (0.68, 0.3, 0.4)), Rotation.from_matrix(downward(rng.uniform(-1, 1)))),
+    )
     world.gripper = 0.0
     assert solve(episode, world=world)[0].success
 
@@ -131,7 +136,7 @@ def test_put_in_the_drawer_opens_it_when_it_is_shut():
     assert scene.objects['drawer'].opening > 0.09
 
 
-@lru_cache(maxsize=None)
+@cache
 def states(task):
     out = []
     for seed in range(3):
@@ -170,19 +175,27 @@ def test_a_plan_never_closes_again_after_it_has_let_go(task):
                 assert steps[:, 6].min() == 1.0
 
 
-@pytest.mark.parametrize(('category', 'destination', 'task'), [
-    (c, d, t)
-    for c in sc.GRASPABLE
-    for d, t in (('bowl', 'put'), ('plate', 'put'), ('drawer', 'put'), ('cube', 'stack'), ('plate', 'move_near'))
-    if t != 'stack' or c == 'cube'
-])
+@pytest.mark.parametrize(
+    ('category', 'destination', 'task'),
+    [
+        (c, d, t)
+        for c in sc.GRASPABLE
+        for d, t in (('bowl', 'put'), ('plate', 'put'), ('drawer', 'put'), ('cube', 'stack'), ('plate', 'move_near'))
+        if t != 'stack' or c == 'cube'
+    ],
+)
 @pytest.mark.parametrize('size', sc.SIZES)
 def test_what_is_let_go_counts_as_placed(category, destination, task, size):
     """Otherwise the hand would close on the object again while it falls."""
     target = sc.make_object(category, 'red', size, (0.45, 0.2))
     opening = {'opening': 0.14} if destination == 'drawer' else {}
-    where = sc.make_object(destination, 'blue' if destination != 'drawer' else '', 'large' if task == 'stack' else '',
-                           (0.71 if destination == 'drawer' else 0.5, 0.0), **opening)
+    where = sc.make_object(
+        destination,
+        'blue' if destination != 'drawer' else '',
+        'large' if task == 'stack' else '',
+        (0.71 if destination == 'drawer' else 0.5, 0.0),
+        **opening,
+    )
     objects = rel.scene_objects(sc.SceneSpec((target, where)))
     a, b = objects[target.name], objects[where.name]
     start = SceneState(0, objects, pose(a.pose[:3, 3], Rotation.from_matrix(downward(0.0))), 0.5, held=a.name)
@@ -193,8 +206,15 @@ def test_what_is_let_go_counts_as_placed(category, destination, task, size):
         assert rel.placed(there, b, relation), (place, error)
         tcp = pose(place + error, Rotation.from_matrix(downward(yaw)))
         for held in (a.name, ''):
-            scene = replace(start, objects={**objects, a.name: there}, tcp_pose=tcp, held=held, task=task,
-                            target=a.name, destination=b.name)
+            scene = replace(
+                start,
+                objects={**objects, a.name: there},
+                tcp_pose=tcp,
+                held=held,
+                task=task,
+                target=a.name,
+                destination=b.name,
+            )
             plan = ScriptedExpert(0.1, 8).plan(scene)
             assert plan.steps[:, 6].min() == 1.0
             assert plan.phase == 'release'
@@ -213,7 +233,9 @@ def test_a_cylinder_that_lies_is_taken_across_its_axis():
     spec = sc.make_object('cylinder', 'red')
     obj = rel.scene_objects(sc.SceneSpec((spec,)))[spec.name]
     axis = np.deg2rad(30)
-    lying = replace(obj, pose=pose([0.5, 0.0, 0.02], Rotation.from_euler('z', axis) * Rotation.from_euler('y', np.pi / 2)))
+    lying = replace(
+        obj, pose=pose([0.5, 0.0, 0.02], Rotation.from_euler('z', axis) * Rotation.from_euler('y', np.pi / 2))
+    )
     assert abs(wrap(grasp_of(lying, {}, 0.0).yaw - axis, np.pi)) < 1e-6
 
 
@@ -249,7 +271,13 @@ def test_the_hand_arrives_upright():
     episode = make_episode('pick', 0)
     world = KinematicWorld(episode, HOME @ pose([0, 0, 0], Rotation.from_euler('xyz', [0.3, -0.2, 0.4])))
     tilt = []
-    solve(episode, world=world, each=lambda scene, plan: tilt.append((plan.phase, rotation_angle(scene.tcp_pose, downward(yaw_of(scene.tcp_pose))))))
+    solve(
+        episode,
+        world=world,
+        each=lambda scene, plan: tilt.append(
+            (plan.phase, rotation_angle(scene.tcp_pose, downward(yaw_of(scene.tcp_pose))))
+        ),
+    )
     assert max(t for phase, t in tilt if phase in ('close', 'lift')) < 0.05
 
 

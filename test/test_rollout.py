@@ -56,7 +56,9 @@ def test_the_expert_puts_a_cube_in_the_bowl_through_the_real_control_path(cell):
     assert sum(m.chunk is not None for m in moments) == result.chunks
     assert any(m.reasoning is not None and m.reasoning.text.startswith('I will') for m in moments)
     assert all(m.observation.views == {} for m in moments if m.observation is not None)
-    seen = [(m.time, (m.observation.privileged.stamp_ns - m.observation.stamp_ns) * 1e-9) for m in moments if m.observation]
+    seen = [
+        (m.time, (m.observation.privileged.stamp_ns - m.observation.stamp_ns) * 1e-9) for m in moments if m.observation
+    ]
     assert all(abs(lag) <= 0.06 for _, lag in seen)
 
 
@@ -156,8 +158,12 @@ def test_a_policy_with_eyes_gets_pictures():
     policy = Scripted(lambda chunk: chunk)
     try:
         run_episode(
-            replace(make_episode('pick', 0), time_limit=0.4), policy,
-            sim=SIM, embodiment=EMBODIMENT, control=CONTROL, policy_settings=POLICY,
+            replace(make_episode('pick', 0), time_limit=0.4),
+            policy,
+            sim=SIM,
+            embodiment=EMBODIMENT,
+            control=CONTROL,
+            policy_settings=POLICY,
         )
     except SetupError as err:
         pytest.skip(f'no OpenGL: {err}')

@@ -54,7 +54,10 @@ def test_every_example_of_a_task_is_an_episode_of_it(task):
         ('move the red cube close to the plate', Command('move_near', CUBE, Description('plate'), 'near')),
         ('set the red cube down beside the ball', Command('move_near', CUBE, Description('ball'), 'near')),
         ('put the red cube on top of the green cube', Command('stack', CUBE, Description('cube', 'green'), 'on')),
-        ('pile the red block onto the big green block', Command('stack', CUBE, Description('cube', 'green', 'large'), 'on')),
+        (
+            'pile the red block onto the big green block',
+            Command('stack', CUBE, Description('cube', 'green', 'large'), 'on'),
+        ),
         ('open the drawer', Command('open_drawer', Description('drawer'))),
         ('pull the drawer out', Command('open_drawer', Description('drawer'))),
         ('Push the drawer shut.', Command('close_drawer', Description('drawer'))),

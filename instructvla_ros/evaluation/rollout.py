@@ -1,8 +1,8 @@
 """One episode in one process with the real control path: physics, controller, trajectory follower, a policy.
 
-Time is the simulator's, so a run gives the same result on any machine: the policy takes no time unless ``latency`` says so. What the
-nodes do is done here by the same classes: ``Synchronizer`` builds the observations from camera stamps, ``Controller``
-ticks at its rate, ``TrajectoryFollower`` stands between its commands and the servos.
+Time is the simulator's, so a run gives the same result on any machine: the policy takes no time unless ``latency``
+says so. What the nodes do is done here by the same classes: ``Synchronizer`` builds the observations from camera
+stamps, ``Controller`` ticks at its rate, ``TrajectoryFollower`` stands between its commands and the servos.
 """
 
 from __future__ import annotations
@@ -138,8 +138,19 @@ def run_episode(
     own = world is None
     world = world or World(sim, embodiment, render=render)
     try:
-        run = _Run(episode, policy, sim, embodiment, control, policy_settings, disturbance or Disturbance(), world,
-                   kinematics or Kinematics(embodiment), render, record)
+        run = _Run(
+            episode,
+            policy,
+            sim,
+            embodiment,
+            control,
+            policy_settings,
+            disturbance or Disturbance(),
+            world,
+            kinematics or Kinematics(embodiment),
+            render,
+            record,
+        )
         return run.finish(linger)
     finally:
         if own:
@@ -170,9 +181,7 @@ class _Run:
         self.rates = {c.view: c.rate for c in sim.cameras if c.view in names} or {'clock': 1.0 / 0.05}
         self.rng = np.random.default_rng(disturbance.seed)
         self.controller = Controller(embodiment, replace(control, start_enabled=True), kinematics)
-        self.sync = Synchronizer(
-            list(self.rates), kinematics.forward, embodiment.base_frame, settings, privileged=True
-        )
+        self.sync = Synchronizer(list(self.rates), kinematics.forward, embodiment.base_frame, settings, privileged=True)
         world.reset(episode.scene)
         policy.reset()
         self.origin = world.time

@@ -12,12 +12,13 @@ from ..geometry import Array
 from . import relations as rel
 from .expert_motion import wrap, yaw_of
 
-LOWEST_GRASP = 0.015
-"""Lowest tcp height over the table at a grasp [m]."""
+LOWEST_GRASP, LOWEST_BALL = 0.020, 0.016
+"""Lowest tcp height over the table at a grasp [m]: the palm stays over bowls, but a ball is held at its middle."""
 MAX_YAW = np.deg2rad(95.0)
 """Largest turn of the hand away from straight ahead, to stay clear of the limits of the last joint."""
-FINGER_REACH = 0.053
-FINGER_SIZE = 0.016
+FINGER_REACH, FINGER_SIZE = 0.053, 0.016
+PALM_REACH, PALM_HEIGHT = 0.085, 0.038
+"""Half length of the palm along the fingers' motion, and its height over the tcp [m]."""
 GENTLE = 0.004
 """Height above its support at which an object is let go [m]."""
 
@@ -34,22 +35,17 @@ class Grasp:
 def grasp_of(obj: SceneObject, objects: Mapping[str, SceneObject], yaw_now: float) -> Grasp:
     """Grasp from above at the object's centre, aligned with its faces.
 
-    Of the headings that fit, the nearest to the present one is taken, unless a finger would come down on another object.
+    Of the headings that fit, the nearest to the present one is taken, unless a finger would come down on another
+    object.
     """
     others = [o for o in objects.values() if o.name != obj.name and o.category != 'drawer' and not _under(obj, o)]
+    xyz = np.array(obj.pose[:3, 3])
+    xyz[2] = max(xyz[2], LOWEST_BALL if obj.category == 'ball' else LOWEST_GRASP)
     best, best_cost = yaw_now, np.inf
     for yaw in _headings(obj, yaw_now):
-        side = np.array([np.sin(yaw), -np.cos(yaw)])
-        hits = sum(
-            float(np.hypot(*(obj.pose[:2, 3] + sign * FINGER_REACH * side - o.pose[:2, 3]))) < 1.1 * rel.radius(o) + FINGER_SIZE
-            for o in others
-            for sign in (-1.0, 1.0)
-        )
-        cost = abs(wrap(yaw - yaw_now)) + 0.2 * abs(yaw) + 3.0 * hits
+        cost = abs(wrap(yaw - yaw_now)) + 0.2 * abs(yaw) + 3.0 * sum(_in_the_way(o, xyz, yaw) for o in others)
         if cost < best_cost:
             best, best_cost = yaw, cost
-    xyz = np.array(obj.pose[:3, 3])
-    xyz[2] = max(xyz[2], LOWEST_GRASP)
     return Grasp(xyz, float(best), float(min(obj.extent[0], obj.extent[1])))
 
 
@@ -92,6 +88,20 @@ def free_place(scene: SceneState, obj: SceneObject) -> Array:
             if rel.is_free(xy, rel.radius(obj) + rel.FREE_SPACE, others):
                 return np.asarray(xy)
     return np.asarray(here)
+
+
+def _in_the_way(other: SceneObject, xyz: Array, yaw: float) -> bool:
+    """Whether a finger or the palm of a hand that grasps at ``xyz`` would meet ``other``."""
+    reaches = [FINGER_REACH]
+    if rel.top(other) > xyz[2] + PALM_HEIGHT:
+        reaches.append(PALM_REACH)
+    side = np.array([np.sin(yaw), -np.cos(yaw)])
+    room = 1.1 * rel.radius(other) + FINGER_SIZE
+    return any(
+        float(np.hypot(*(xyz[:2] + sign * reach * side - other.pose[:2, 3]))) < room
+        for reach in reaches
+        for sign in (-1.0, 1.0)
+    )
 
 
 def _headings(obj: SceneObject, yaw_now: float) -> list[float]:

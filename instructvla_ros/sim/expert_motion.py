@@ -91,7 +91,9 @@ def step_to(tcp: Array, goal: Goal, dt: float, pace: Pace) -> Array:
         error = 0.0 if goal.yaw is None else abs(wrap(goal.yaw - yaw_of(tcp)))
         # A wrong heading widens the distance, so the hand turns before it goes down.
         flat += 0.08 * max(0.0, error - 0.08) + (1.0 if goal.blocked else 0.0)
-        height = goal.xyz[2] + float(np.clip(pace.slope * (flat - pace.tolerance), 0.0, max(0.0, goal.clear - goal.xyz[2])))
+        height = goal.xyz[2] + float(
+            np.clip(pace.slope * (flat - pace.tolerance), 0.0, max(0.0, goal.clear - goal.xyz[2]))
+        )
         if float(np.hypot(tcp[0, 3], tcp[1, 3])) < INNER_RADIUS:
             height = max(height, min(float(tcp[2, 3]), INNER_HEIGHT))
         offset[2] = height - tcp[2, 3]

@@ -47,7 +47,9 @@ def decide(scene: SceneState) -> Intent:
         wrong = _wrong_in_hand(scene, target.name)
         return wrong or _drawer(scene, target, scene.task == 'open_drawer')
     if scene.task == 'pick':
-        return _wrong_in_hand(scene, target.name) or (_lift(scene, target) if scene.held == target.name else _fetch(scene, target))
+        return _wrong_in_hand(scene, target.name) or (
+            _lift(scene, target) if scene.held == target.name else _fetch(scene, target)
+        )
     destination = scene.objects[scene.destination]
     relation = relation_of(scene.task, destination)
     held = scene.held == target.name
@@ -123,7 +125,7 @@ def _lift(scene: SceneState, target: SceneObject) -> Intent:
 
 
 def _carry(scene: SceneState, target: SceneObject, destination: SceneObject, relation: str) -> Intent:
-    name, where = name_of(target), f'{ {"in": "into", "on": "onto"}.get(relation, "near")} {name_of(destination)}'
+    name, where = name_of(target), f'{ {"in": "into", "on": "onto"}.get(relation, "near") } {name_of(destination)}'
     tcp = scene.tcp_pose[:3, 3]
     try:
         place, yaw = release_of(scene, target, destination, relation)
@@ -152,7 +154,9 @@ def _leave(scene: SceneState, target: SceneObject, destination: SceneObject, rel
     if not wide and not aside:
         return Intent(Goal(tcp), 1.0, 'release', f'I will open the gripper to leave {name} {where}.')
     done = up[2] - tcp[2] < 0.02 or aside
-    return Intent(Goal(up if not aside else tcp), 1.0, 'retreat', f'{_capital(name)} is {where}; I will move the hand away.', done)
+    return Intent(
+        Goal(up if not aside else tcp), 1.0, 'retreat', f'{_capital(name)} is {where}; I will move the hand away.', done
+    )
 
 
 def _drawer(scene: SceneState, drawer: SceneObject, opening: bool) -> Intent:
@@ -171,17 +175,23 @@ def _drawer(scene: SceneState, drawer: SceneObject, opening: bool) -> Intent:
     if at and scene.held == drawer.name and gripped:
         left = (DRAWER_TRAVEL if opening else -0.01) - drawer.opening
         # The hand follows the handle sideways and stays level, the rest is along the drawer.
-        goal = np.array([*(handle[:2] + along[:2] * left), tcp[2]])
-        return Intent(Goal(goal, heading, slow=0.6), 0.0, words[0], f'I will {words[0]} the drawer {words[1]} by its handle.')
+        end = np.array([*(handle[:2] + along[:2] * left), tcp[2]])
+        return Intent(
+            Goal(end, heading, slow=0.6), 0.0, words[0], f'I will {words[0]} the drawer {words[1]} by its handle.'
+        )
     if at and scene.gripper > meets - 0.12:
-        return Intent(Goal(np.array(tcp), heading), 0.0, 'close', 'I will close the gripper on the handle of the drawer.')
+        return Intent(
+            Goal(np.array(tcp), heading), 0.0, 'close', 'I will close the gripper on the handle of the drawer.'
+        )
     clear = max(
-        clearance(tcp, handle, [o for o in scene.objects.values()], FINGERTIP, margin=0.02),
+        clearance(tcp, handle, scene.objects.values(), FINGERTIP, margin=0.02),
         HANDLE_HEIGHT + HANDLE_LENGTH / 2 + 0.03,
     )
     shut = scene.gripper < 0.8
     goal = Goal(_array(handle[0], handle[1], HANDLE_HEIGHT), heading, clear, blocked=shut)
-    return Intent(goal, 1.0, 'approach', f'I will move above the handle, grasp it and {words[0]} the drawer {words[1]}.')
+    return Intent(
+        goal, 1.0, 'approach', f'I will move above the handle, grasp it and {words[0]} the drawer {words[1]}.'
+    )
 
 
 def _let_go_of_handle(scene: SceneState, handle: Array, state: str) -> Intent:
@@ -190,7 +200,9 @@ def _let_go_of_handle(scene: SceneState, handle: Array, state: str) -> Intent:
     if near and scene.gripper < 0.8:
         return Intent(Goal(tcp), 1.0, 'release', f'The drawer is {state}; I will let go of the handle.')
     up = _array(tcp[0], tcp[1], max(float(tcp[2]), 0.16 if near or tcp[2] < 0.16 else 0.0))
-    return Intent(Goal(up), 1.0, 'retreat', f'The drawer is {state}; I will move the hand away.', done=up[2] - tcp[2] < 0.02)
+    return Intent(
+        Goal(up), 1.0, 'retreat', f'The drawer is {state}; I will move the hand away.', done=up[2] - tcp[2] < 0.02
+    )
 
 
 def _wrong_in_hand(scene: SceneState, wanted: str) -> Intent | None:
@@ -207,7 +219,12 @@ def _wrong_in_hand(scene: SceneState, wanted: str) -> Intent | None:
     goal = _array(xy[0], xy[1], float(tcp[2]) - bottom + GENTLE)
     others = [o for o in scene.objects.values() if o.name != obj.name]
     clear = clearance(tcp, goal, others, max(FINGERTIP, float(tcp[2]) - bottom))
-    return Intent(Goal(goal, None, max(clear, float(goal[2]))), 0.0, 'put_back', f'I will put {name} down; it is not what was asked for.')
+    return Intent(
+        Goal(goal, None, max(clear, float(goal[2]))),
+        0.0,
+        'put_back',
+        f'I will put {name} down; it is not what was asked for.',
+    )
 
 
 def _capital(text: str) -> str:

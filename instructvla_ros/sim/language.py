@@ -59,11 +59,13 @@ _RELATIONS = {
 }
 _ARTICLES = ('the', 'a', 'an', 'that', 'this', 'your')
 _POLITE = re.compile(
-    r"^(?:(?:please|now|ok|okay|hey|hello|robot|franka|kindly|could you|can you|would you|will you|i want you to|"
+    r'^(?:(?:please|now|ok|okay|hey|hello|robot|franka|kindly|could you|can you|would you|will you|i want you to|'
     r"i would like you to|i'd like you to|you should|you must|go and|and|then|let's|try to|just)\s+)+"
 )
 _TAIL = re.compile(r'\s+(?:please|now|for me|thanks|thank you|carefully|gently|slowly)$')
-_TABLE = re.compile(r'\s+(?:(?:up )?from|off(?: of)?|on|that is on|lying on|which is on)\s+(?:the|your)\s+(?:table|desk)\b')
+_TABLE = re.compile(
+    r'\s+(?:(?:up )?from|off(?: of)?|on|that is on|lying on|which is on)\s+(?:the|your)\s+(?:table|desk)\b'
+)
 _NEGATION = re.compile(r"\b(?:not|never|don't|dont|without|except|avoid)\b")
 
 _TEMPLATES = {
@@ -98,8 +100,18 @@ _TEMPLATES = {
         'pile {target} on top of {destination}',
         'pick up {target} and stack it on {destination}',
     ),
-    'open_drawer': ('open {destination}', 'pull {destination} open', 'pull open {destination}', 'please open {destination}'),
-    'close_drawer': ('close {destination}', 'shut {destination}', 'push {destination} shut', 'please close {destination}'),
+    'open_drawer': (
+        'open {destination}',
+        'pull {destination} open',
+        'pull open {destination}',
+        'please open {destination}',
+    ),
+    'close_drawer': (
+        'close {destination}',
+        'shut {destination}',
+        'push {destination} shut',
+        'please close {destination}',
+    ),
 }
 TASK_NAMES = tuple(_TEMPLATES)
 

@@ -99,7 +99,9 @@ class TaskMonitor:
         now = scene.stamp_ns
         if predicate(episode, self._start, scene):
             where = np.array(scene.objects[episode.target].pose[:3, 3])
-            moves = episode.task in ('put', 'stack', 'move_near') and float(np.linalg.norm(where - self._anchor)) > STILL
+            moves = (
+                episode.task in ('put', 'stack', 'move_near') and float(np.linalg.norm(where - self._anchor)) > STILL
+            )
             if self._since is None or moves:
                 self._since, self._anchor = now, where
         else:

@@ -90,7 +90,9 @@ def placed(target: SceneObject, destination: SceneObject, relation: str) -> bool
         standing = on_table(target) and (destination.category not in GRASPABLE or on_table(destination))
         return standing and 0.0 <= gap(target, destination) <= NEAR_GAP
     if destination.category == 'bowl':
-        return distance(target, destination) <= radius(destination) - 0.02 and bottom(target) <= top(destination) - 0.003
+        return (
+            distance(target, destination) <= radius(destination) - 0.02 and bottom(target) <= top(destination) - 0.003
+        )
     if destination.category == 'plate':
         low = -0.004 <= bottom(target) <= top(destination) + 0.012
         return distance(target, destination) <= radius(destination) - 0.01 and low

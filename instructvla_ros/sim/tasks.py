@@ -36,7 +36,9 @@ TASKS: dict[str, TaskType] = {
     t.name: t
     for t in (
         TaskType('pick', 'lift an object at least 5 cm', 25.0, 'pick up the red cube'),
-        TaskType('put', 'put an object in a bowl or an open drawer, or on a plate', 40.0, 'put the red cube in the bowl'),
+        TaskType(
+            'put', 'put an object in a bowl or an open drawer, or on a plate', 40.0, 'put the red cube in the bowl'
+        ),
         TaskType('move_near', 'set an object down within 8 cm of another', 40.0, 'move the red cube near the plate'),
         TaskType('stack', 'put a cube on another cube', 40.0, 'stack the red cube on the green cube'),
         TaskType('open_drawer', 'pull the drawer at least 10 cm open', 40.0, 'open the drawer'),
@@ -67,9 +69,7 @@ class Episode:
     scene: sc.SceneSpec
 
 
-def make_episode(
-    task: str, seed: int, instruction: str = '', randomization: Randomization | None = None
-) -> Episode:
+def make_episode(task: str, seed: int, instruction: str = '', randomization: Randomization | None = None) -> Episode:
     """Episode ``seed`` of a task; with an instruction, one whose scene fits it.
 
     Raises:
@@ -96,7 +96,12 @@ def episode_from_instruction(instruction: str, seed: int, randomization: Randomi
 
 
 def _build(
-    task: str, seed: int, command: Command | None, instruction: str, randomization: Randomization, rng: np.random.Generator
+    task: str,
+    seed: int,
+    command: Command | None,
+    instruction: str,
+    randomization: Randomization,
+    rng: np.random.Generator,
 ) -> Episode:
     command = command or _sample_command(task, rng)
     target, destination = _fill(command, rng)
@@ -186,7 +191,11 @@ def _distractors(
     """Objects that no words of the sentence fit; one may differ from the target in size only, when size was said."""
     out: list[sc.ObjectSpec] = []
     drawer = any(d.category == 'drawer' for d in named)
-    categories = [*sc.GRASPABLE] if drawer else [*sc.GRASPABLE, *(c for c in sc.CONTAINERS if all(n.category != c for n in named))]
+    categories = (
+        [*sc.GRASPABLE]
+        if drawer
+        else [*sc.GRASPABLE, *(c for c in sc.CONTAINERS if all(n.category != c for n in named))]
+    )
     if count and said[0].size and rng.random() < 0.5:
         others = tuple(s for s in sc.SIZES if s != said[0].size)
         out.append(sc.make_object(named[0].category, named[0].color, _pick(rng, others)))
@@ -219,7 +228,7 @@ def _arranged(
         standing = sc.arrange(rng, [*free, *extras], fixed, x=REACH_X, y=REACH_Y)
     except TaskError:
         return None
-    moved = {id(o): s for o, s in zip([*free, *extras], standing)}
+    moved = {id(o): s for o, s in zip([*free, *extras], standing, strict=False)}
     ordered = [moved[id(o)] if id(o) in moved else fixed[0] for o in (*main, *extras)]
     specs = sc.with_unique_names(_tint(o, rng, randomization.color) for o in ordered)
     if task == 'move_near':
