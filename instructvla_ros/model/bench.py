@@ -62,6 +62,9 @@ class _Inputs:
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> InstructVLA:
     """Model in evaluation mode with random weights, adapters included; made tensor by tensor in ``dtype``."""
     generator = torch.Generator(device=device).manual_seed(0)
+    # Billions of draws take minutes on a CPU: one long block of them is repeated. Its length is a prime, so that
+    # the rows of a matrix do not repeat.
+    block = torch.randn(4_000_037, generator=generator, device=device, dtype=dtype)
     with torch.device('meta'):
         model = InstructVLA(config)
     state = {}
@@ -72,7 +75,8 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
         else:
             # Variance-preserving, so that a difference between the paths would show in the actions.
             scale = math.prod(shape[1:]) ** -0.5
-            state[name] = torch.randn(shape, generator=generator, device=device, dtype=dtype) * scale
+            count = math.prod(shape)
+            state[name] = (block.repeat(-(-count // len(block)))[:count] * scale).view(shape)
     model.load_state_dict(state, assign=True)
     materialize(model, device)
     model.vlm.image_id = IMAGE_ID
