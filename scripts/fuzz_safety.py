@@ -2,8 +2,8 @@
 """Random (state, chunk, clock) cases through the safety ladder: nothing may leave a limit, every refusal has a name.
 
 Nine cases of ten go through the pure rungs (chunk, workspace, tcp speed, time law), the tenth through the whole
-controller with its player and inverse kinematics. Times are processor time of the thread. A case is one chunk or one period; the arm of a run lives for
-some hundred of them, a tenth of the runs begin outside the position limits, and then may not get worse.
+controller with its player and inverse kinematics. A case is one period; the arm of a run lives for some hundred of
+them, a tenth of the runs begin outside the position limits, and then may not get worse. Times are processor time.
 
     scripts/fuzz_safety.py --cases 1000000 --seed 0 [--json result.json]
 """
