@@ -211,8 +211,9 @@ class ChunkPlayer:
         control = self.control
         # A path that is held up for good (an unreachable pose) does not keep its chunk alive.
         longest = play.path.duration + control.hold_after + control.safety.max_observation_age
+        # The fade is played to its end too: a chunk without a successor leaves the target at rest.
         return (
-            self._time > play.path.duration + control.hold_after
+            self._time > max(play.path.duration, play.entry + play.fade_time) + control.hold_after
             or (now_ns - play.path.start_ns) * 1e-9 > longest
             or 0.0 < control.play_time < (now_ns - play.admitted_ns) * 1e-9
         )
