@@ -125,7 +125,9 @@ class Safety:
         0.25, 'commanded against measured joint before holding', unit='rad', ge=0.0, le=3.14
     )
     max_state_age: float = option(0.2, 'oldest joint state the controller acts on', unit='s', ge=0.0, le=5.0)
-    stop_time: float = option(0.3, 'longest time to come to rest; joint speeds are capped so that it holds', unit='s', ge=0.05, le=5.0)
+    stop_time: float = option(
+        0.3, 'longest time to come to rest; joint speeds are capped so that it holds', unit='s', ge=0.05, le=5.0
+    )
 
     def __post_init__(self) -> None:
         for axis, lo, hi in zip('xyz', self.workspace_lower, self.workspace_upper, strict=True):
@@ -162,6 +164,9 @@ class Control:
         1.0, 'time over which the first commands after enable grow to full speed', unit='s', ge=0.0, le=30.0
     )
     state_rate: float = option(50.0, 'ControllerState messages per second', unit='Hz', ge=1.0, le=1000.0)
+    chunk_lease: float = option(
+        0.18, 'silence of the process behind a chunk after which the arm brakes; 0: not watched', unit='s', ge=0.0, le=60.0
+    )
     start_enabled: bool = option(False, 'enable at start-up; only for simulation')
     dry_run: bool = option(False, 'publish everything, move nothing')
     safety: Safety = option(Safety, 'safety ladder')

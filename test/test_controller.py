@@ -446,3 +446,23 @@ def test_the_commanded_pose_is_that_of_the_commanded_joints():
     for out in rig.run(0.3):
         assert np.allclose(out.commanded_pose, KIN.forward(out.q))
         assert np.array_equal(out.command.q, out.q) and np.array_equal(out.command.dq, out.dq)
+
+
+def test_a_dropped_chunk_brakes_the_arm_at_once_and_the_next_one_goes_on():
+    rig = Rig(ramp_time=0.0)
+    rig.feed(np.tile([0.0, 0.04, 0, 0, 0, 0, 1.0], (8, 1)))
+    assert np.abs(rig.run(0.3)[-1].dq).max() > 0.05
+    rig.controller.drop_chunk('its publisher died')
+    after = rig.run(0.3)
+    dead_man = [v for o in after for v in o.verdicts if v.rule == 'dead_man']
+    assert dead_man and dead_man[0].action is VerdictAction.HELD and 'its publisher died' in dead_man[0].text
+    assert not after[-1].dq.any() and after[-1].mode is Mode.HOLDING
+    rig.feed()
+    assert rig.run(0.2)[-1].mode is Mode.TRACKING
+
+
+def test_dropping_nothing_says_nothing():
+    rig = Rig()
+    rig.run(0.1)
+    rig.controller.drop_chunk('its publisher died')
+    assert 'dead_man' not in rules(rig.run(0.1))

@@ -169,6 +169,15 @@ class Controller:
             self._pending += verdicts
             return verdicts
 
+    def drop_chunk(self, reason: str) -> None:
+        """Forget what is being played, as when no fresh chunk came: the arm brakes and holds until the next one."""
+        with self._lock:
+            if self._motion is None or not self.player.active:
+                return
+            self.player.stop(self._motion.target)
+            text = f'no fresh chunk: {reason}; braking and holding'
+            self._pending.append(Verdict('dead_man', VerdictAction.HELD, 'chunk', text=text))
+
     def _admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
         def refused(rule: str, text: str) -> tuple[Verdict, ...]:
             return (Verdict(rule, VerdictAction.REFUSED, 'chunk', text=text, chunk_id=chunk.id),)

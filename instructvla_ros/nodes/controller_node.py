@@ -12,6 +12,11 @@ import time
 from collections import deque
 
 import numpy as np
+from rclpy.event_handler import (
+    QoSLivelinessChangedInfo,
+    QoSRequestedIncompatibleQoSInfo,
+    SubscriptionEventCallbacks,
+)
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -75,7 +80,15 @@ class ControllerNode(runtime.BaseNode):
         self.create_subscription(
             JointState, topics.joint_states, self.guard('joint_states', self._on_joints), qos.SENSOR
         )
-        self.create_subscription(ActionChunk, 'action_chunk', self.guard('action_chunk', self._on_chunk), qos.CHUNK)
+        self.create_subscription(
+            ActionChunk,
+            'action_chunk',
+            self.guard('action_chunk', self._on_chunk),
+            qos.chunk_executor(self.settings.chunk_lease),
+            event_callbacks=SubscriptionEventCallbacks(
+                liveliness=self._on_liveliness, incompatible_qos=self._on_incompatible
+            ),
+        )
         self.create_service(SetBool, 'enable', self.guard_service('enable', self._on_enable))
         self.create_service(Trigger, 'stop', self.guard_service('stop', self._on_stop))
         self.create_service(Trigger, 'reset', self.guard_service('reset', self._on_reset))
@@ -109,6 +122,18 @@ class ControllerNode(runtime.BaseNode):
         for verdict in self._controller.on_chunk(chunk, self.now_ns()):
             if verdict.action is VerdictAction.REFUSED:
                 self.warn(f'chunk {verdict.rule}', f'chunk {chunk.id} refused: {verdict.text}')
+
+    def _on_liveliness(self, event: QoSLivelinessChangedInfo) -> None:
+        if event.alive_count_change < 0:
+            self._controller.drop_chunk('a publisher of action chunks died or left')
+            self.diagnostics.count('chunk publishers lost', f'{event.alive_count} left')
+
+    def _on_incompatible(self, _event: QoSRequestedIncompatibleQoSInfo) -> None:
+        self.warn(
+            'chunk publisher',
+            'a publisher of action chunks does not prove that it lives and is not listened to: give it liveliness '
+            f'AUTOMATIC with a lease of at most {self.settings.chunk_lease} s, or set chunk_lease to 0',
+        )
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         problem = self._nobody_listens() if request.data else ''

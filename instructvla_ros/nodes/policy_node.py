@@ -52,7 +52,7 @@ class PolicyNode(BaseNode):
         self._settings = params.load_settings(self, PolicySettings, 'policy.yaml')
         self._host = PolicyHost(self._settings, self._embodiment, policy)
         self._sentences = Sentences()
-        self._chunks = self.create_publisher(ActionChunkMsg, 'action_chunk', qos.CHUNK)
+        self._chunks = self.create_publisher(ActionChunkMsg, 'action_chunk', qos.CHUNK_PUBLISHER)
         self._current = self.create_publisher(String, CURRENT_INSTRUCTION, qos.LATCHED)
         self._link = ControllerLink(self)
         self._inputs = Inputs(

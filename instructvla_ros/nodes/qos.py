@@ -7,7 +7,8 @@ only the newest message matters to a control loop.
 
 from __future__ import annotations
 
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 
 def _profile(
@@ -24,8 +25,16 @@ SENSOR = _profile(1, ReliabilityPolicy.BEST_EFFORT)
 SENSOR_PUBLISHER = _profile(1)
 """Publishers of images, camera infos, joint states and simulator state."""
 
+CHUNK_LEASE = 0.18
+"""Silence of its process after which the middleware calls a chunk publisher dead [s]."""
+
 CHUNK = _profile(4)
 """Action chunks: none may be lost unsaid, a late one is refused by its age."""
+
+CHUNK_PUBLISHER = _profile(4)
+CHUNK_PUBLISHER.liveliness = LivelinessPolicy.AUTOMATIC
+CHUNK_PUBLISHER.liveliness_lease_duration = Duration(seconds=CHUNK_LEASE)
+"""Publishers of chunks prove that their process lives, so that a killed policy is noticed before its chunk ends."""
 
 COMMAND = _profile(1)
 """Joint trajectories: reliable because joint_trajectory_controller asks for it; each replaces the last."""
@@ -38,3 +47,17 @@ LATCHED = _profile(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 REASONING = _profile(10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Sentences of the model: who comes late gets the last ten."""
+
+
+def chunk_executor(lease: float) -> QoSProfile:
+    """Subscriber that moves an arm: takes chunks only from publishers that prove that their process lives.
+
+    Args:
+        lease: silence after which it is told that one died [s]; 0: any publisher will do. Publisher and subscriber
+            have to be in different processes: Fast DDS does not assert liveliness inside one.
+    """
+    profile = _profile(4)
+    if lease > 0.0:
+        profile.liveliness = LivelinessPolicy.AUTOMATIC
+        profile.liveliness_lease_duration = Duration(seconds=lease)
+    return profile

@@ -88,7 +88,7 @@ class Witness(Node):
         listen(ActionChunk, 'action_chunk', lambda m: self.chunks.append((time.monotonic(), m)), qos.CHUNK)
         listen(ControllerState, 'controller_state', self._on_state, qos.EVENT)
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, qos.EVENT)
-        self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK)
+        self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK_PUBLISHER)
         self.action = ActionClient(self, ExecuteInstruction, 'execute')
         self._callers: dict[str, Any] = {
             name: self.create_client(kind, name)
