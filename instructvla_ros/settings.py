@@ -165,7 +165,7 @@ class Control:
     )
     state_rate: float = option(50.0, 'ControllerState messages per second', unit='Hz', ge=1.0, le=1000.0)
     chunk_lease: float = option(
-        0.18, 'silence of the process behind a chunk after which the arm brakes; 0: not watched', unit='s', ge=0.0, le=60.0
+        0.18, 'silence of the process behind a chunk after which the arm brakes; 0: off', unit='s', ge=0.0, le=60.0
     )
     start_enabled: bool = option(False, 'enable at start-up; only for simulation')
     dry_run: bool = option(False, 'publish everything, move nothing')
