@@ -6,6 +6,7 @@ configuration or this machine does not allow a start (one line on stderr), 1 aft
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -123,6 +124,15 @@ def run_nodes(
     factories: Sequence[Callable[[], BaseNode | None]], args: list[str] | None = None, *, threads: int = 1
 ) -> int:
     """Run several nodes in one process and one executor; see :func:`run`. A factory may decide to make none."""
+    try:
+        return _run_nodes(factories, args, threads)
+    finally:
+        # Nodes are full of reference cycles, and C++ bindings complain on stderr about what is left when Python ends.
+        gc.unfreeze()
+        gc.collect()
+
+
+def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[str] | None, threads: int) -> int:
     argv = list(sys.argv) if args is None else [sys.argv[0], *args]
     # Signals are ours: ROS would shut the context down at once, and a node could not send its last command.
     stop = threading.Event()
