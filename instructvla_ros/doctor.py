@@ -189,7 +189,7 @@ def ros() -> Iterator[Finding]:
         'node = rclpy.create_node("doctor"); node.destroy_node(); rclpy.shutdown(); print(json.dumps({"rmw": rmw()}))',
         30, ROS_DOMAIN_ID='101', ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
     )  # fmt: skip
-    origin = f'wheels in {sys.prefix}' if wheels else f'sourced, {place.parents[3]}'
+    origin = f'wheels in {sys.prefix}' if wheels else f'sourced, {place.parents[4]}'
     if not answer:
         yield Finding('ROS 2', MISSING, f'{distro} ({origin}) does not start a node: {why}', 'make setup')
         return

@@ -65,6 +65,13 @@ else
     die "there are no ROS 2 wheels for $("$python" --version). Use Python 3.10 to 3.14: PYTHON=python3.12 make setup"
 fi
 
+# A sourced workspace that has this package would be imported instead of this checkout.
+other=$(cd / && "$python" -c 'import importlib.util as u; s = u.find_spec("instructvla_ros"); print(s.origin if s else "")' 2>/dev/null || true)
+case $other in
+  "" | "$(pwd -P)"/*) ;;
+  *) die "another instructvla_ros ($other) is on PYTHONPATH. Use a shell in which its workspace is not sourced" ;;
+esac
+
 # --- System packages -------------------------------------------------------------------------------------------------
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages=()   # needed to build
@@ -104,14 +111,21 @@ fingerprint() {
   } | sha256sum | cut -d' ' -f1
 }
 works() {
+  local here
+  here=$(pwd -P)
   (cd / && "$1/bin/python" -c '
+import pathlib, sys
 import rclpy, mujoco, pinocchio, scipy
 import instructvla_ros.datatypes
+place = pathlib.Path(instructvla_ros.datatypes.__file__).resolve().parents[1]
+if place != pathlib.Path(sys.argv[1]):
+    sys.exit(f"another instructvla_ros, in {place}, stands before this checkout. "
+             "Use a shell in which its workspace is not sourced (PYTHONPATH, AMENT_PREFIX_PATH)")
 from instructvla_ros.msg import ActionChunk
 from instructvla_ros.action import ExecuteInstruction
 from rclpy.type_support import check_for_type_support
 check_for_type_support(ActionChunk)
-check_for_type_support(ExecuteInstruction)')
+check_for_type_support(ExecuteInstruction)' "$here")
 }
 mkdir -p "$(dirname "$VENV")"
 target=$(cd "$(dirname "$VENV")" && pwd)/$(basename "$VENV")
@@ -164,7 +178,8 @@ fill() {
   say "building the messages and installing this package"
   extras=dev
   if [ "$TORCH" != none ]; then extras=dev,model; fi
-  INSTRUCTVLA_MESSAGES=require install --no-build-isolation -e ".[$extras]"
+  # setuptools warns at length that an editable install is editable.
+  PYTHONWARNINGS=ignore INSTRUCTVLA_MESSAGES=require install --no-build-isolation -e ".[$extras]"
 }
 if ! { fill && works "$target"; }; then
   # Packages that an interrupted pip left in pieces are the reason that a second run can cure.
