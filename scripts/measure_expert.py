@@ -221,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
                         save(args.out, conditions, rows)
                         saved = time.monotonic()
             except KeyboardInterrupt:
+                for number in (signal.SIGINT, signal.SIGTERM):  # once is enough: what follows has to finish
+                    signal.signal(number, signal.SIG_IGN)
                 interrupted = True
                 pool.terminate()
             finally:

@@ -10,7 +10,7 @@ import numpy as np
 from ..datatypes import SceneObject, SceneState
 from ..geometry import Array
 from . import relations as rel
-from .expert_motion import wrap, yaw_of
+from .expert_motion import discs, wrap, yaw_of
 
 LOWEST_GRASP, LOWEST_BALL = 0.020, 0.016
 """Lowest tcp height over the table at a grasp [m]: the palm stays over bowls, but a ball is held at its middle."""
@@ -38,7 +38,7 @@ def grasp_of(obj: SceneObject, objects: Mapping[str, SceneObject], yaw_now: floa
     Of the headings that fit, the nearest to the present one is taken, unless a finger would come down on another
     object.
     """
-    others = [o for o in objects.values() if o.name != obj.name and o.category != 'drawer' and not _under(obj, o)]
+    others = [o for o in objects.values() if o.name != obj.name and not _under(obj, o)]
     xyz = np.array(obj.pose[:3, 3])
     xyz[2] = max(xyz[2], LOWEST_BALL if obj.category == 'ball' else LOWEST_GRASP)
     best, best_cost = yaw_now, np.inf
@@ -92,16 +92,13 @@ def free_place(scene: SceneState, obj: SceneObject) -> Array:
 
 def _in_the_way(other: SceneObject, xyz: Array, yaw: float) -> bool:
     """Whether a finger or the palm of a hand that grasps at ``xyz`` would meet ``other``."""
-    reaches = [FINGER_REACH]
-    if rel.top(other) > xyz[2] + PALM_HEIGHT:
-        reaches.append(PALM_REACH)
     side = np.array([np.sin(yaw), -np.cos(yaw)])
-    room = 1.1 * rel.radius(other) + FINGER_SIZE
-    return any(
-        float(np.hypot(*(xyz[:2] + sign * reach * side - other.pose[:2, 3]))) < room
-        for reach in reaches
-        for sign in (-1.0, 1.0)
-    )
+    for x, y, radius, top in discs(other):
+        for reach in (FINGER_REACH, PALM_REACH) if top > xyz[2] + PALM_HEIGHT else (FINGER_REACH,):
+            for sign in (-1.0, 1.0):
+                if float(np.hypot(*(xyz[:2] + sign * reach * side - (x, y)))) < 1.1 * radius + FINGER_SIZE:
+                    return True
+    return False
 
 
 def _headings(obj: SceneObject, yaw_now: float) -> list[float]:
@@ -123,4 +120,7 @@ def _face(obj: SceneObject) -> float:
 
 
 def _under(obj: SceneObject, other: SceneObject) -> bool:
+    """Whether ``obj`` lies in or on ``other``, which is then no obstacle beside it."""
+    if other.category == 'drawer':
+        return rel.placed(obj, other, 'in')
     return rel.distance(obj, other) < rel.radius(other) and rel.bottom(obj) > rel.bottom(other) - 0.005

@@ -133,13 +133,14 @@ def clearance(start: Array, end: Array, objects: Iterable[SceneObject], hang: fl
     """
     height = 0.02
     for obj in objects:
-        for x, y, r, top in _discs(obj):
+        for x, y, r, top in discs(obj):
             if _segment_distance(np.array([x, y]), start[:2], end[:2]) < r + HAND_SPAN:
                 height = max(height, top)
     return height + hang + margin
 
 
-def _discs(obj: SceneObject) -> list[tuple[float, float, float, float]]:
+def discs(obj: SceneObject) -> list[tuple[float, float, float, float]]:
+    """Footprint as discs: x, y, radius, height of the top [m]; a drawer is covered by several, handle included."""
     x, y, _ = obj.pose[:3, 3]
     if obj.category != 'drawer':
         return [(float(x), float(y), rel.radius(obj), rel.top(obj))]

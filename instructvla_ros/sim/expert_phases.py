@@ -21,8 +21,10 @@ MAX_WIDTH = 0.08
 """Opening of the hand [m] that openness 1 stands for."""
 AT_GOAL = 0.008
 """Distance [m] at which the hand counts as being at a grasp."""
-AT_PLACE = 0.006
-"""Distance [m] at which a carried object counts as being at its place; small enough that it is then ``placed``."""
+AT_PLACE, AT_STACK = 0.015, 0.006
+"""Horizontal distance [m] at which a carried object counts as being at its place, and on a cube."""
+LOW_ENOUGH = 0.006
+"""The same in height [m]; small enough that the object is then ``placed``."""
 LIFT = 0.12
 """Height [m] of a picked object's lowest point when the pick is done."""
 PULLED, PUSHED = DRAWER_TRAVEL - 0.015, 0.004
@@ -132,7 +134,8 @@ def _carry(scene: SceneState, target: SceneObject, destination: SceneObject, rel
     except LookupError:
         place, yaw = np.array([*free_place(scene, target), rel.half_height(target) + GENTLE]), yaw_of(scene.tcp_pose)
     offset = place - target.pose[:3, 3]
-    if float(np.hypot(offset[0], offset[1])) < AT_PLACE and offset[2] > -AT_PLACE:
+    close = AT_STACK if scene.task == 'stack' else AT_PLACE
+    if float(np.hypot(offset[0], offset[1])) < close and offset[2] > -LOW_ENOUGH:
         return Intent(Goal(tcp), 1.0, 'release', f'I will open the gripper to leave {name} {where}.')
     hang = max(FINGERTIP, float(tcp[2]) - rel.bottom(target))
     others = [o for o in scene.objects.values() if o.name != target.name]

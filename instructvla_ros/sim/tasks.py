@@ -48,6 +48,8 @@ TASKS: dict[str, TaskType] = {
 
 NEAR_START_GAP = 0.14
 """Smallest free space at the start of move_near [m]."""
+PALM_ROOM = 0.03
+"""Room between a target and a drawer on top of what :func:`scene.keepout` leaves, for the palm of the hand [m]."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ def _arranged(
     try:
         standing = sc.arrange(rng, [*free, *extras], fixed, x=REACH_X, y=REACH_Y)
     except TaskError:
+        return None
+    if fixed and free and sc.overlaps(standing[0], fixed[0], PALM_ROOM):
         return None
     moved = {id(o): s for o, s in zip([*free, *extras], standing, strict=False)}
     ordered = [moved[id(o)] if id(o) in moved else fixed[0] for o in (*main, *extras)]
