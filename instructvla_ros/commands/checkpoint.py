@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,13 +70,9 @@ def run(args: argparse.Namespace) -> int:
         CheckpointError: the checkpoint is not usable.
         SetupError: torch or transformers is not installed.
     """
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as err:
-        raise SetupError(
-            f"{err.name} is missing; install the package with its model extra: pip install '.[model]'"
-        ) from err
+    for library in ('torch', 'transformers'):
+        if importlib.util.find_spec(library) is None:
+            raise SetupError(f"{library} is missing; install the package with its model extra: pip install '.[model]'")
     verbs = {'inspect': _inspect, 'convert': _convert, 'verify': _verify, 'choose-mask': _choose}
     return verbs[args.verb](args)
 
@@ -108,11 +105,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    import torch
-
     from ..model.checkpoint import convert
+    from ..model.tensors import number_format
 
-    dtype = {'float32': torch.float32, 'bfloat16': torch.bfloat16}.get(args.dtype or '')
+    dtype = number_format(args.dtype) if args.dtype else None
     out = convert(
         args.path,
         args.out,
@@ -128,11 +124,10 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    import torch
-
+    from ..model.tensors import number_format
     from ..model.verify import golden_cases, verify
 
-    dtype = torch.bfloat16 if args.dtype == 'bfloat16' else torch.float32
+    dtype = number_format(args.dtype)
     engines = ('plain', 'fast') if args.engine == 'both' else (args.engine,)
     reports: dict[str, list[CaseReport]] = {engine: [] for engine in engines}
     for case in golden_cases(args.path):
@@ -148,7 +143,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps({'ok': ok, 'paths': cases}, indent=1))
     else:
         verdict = 'all arrays within tolerance' if ok else 'FAILED: see the arrays marked with !'
-        print(verdict if dtype == torch.float32 else f'differences of {args.dtype} to float32, without a verdict')
+        print(verdict if args.dtype == 'float32' else f'differences of {args.dtype} to float32, without a verdict')
     return 0 if ok else 1
 
 

@@ -16,6 +16,18 @@ from .config import ModelConfig
 from .released import GROUPS, Piece, entries, ignorable
 
 Groups = Mapping[str, Mapping[str, Tensor]]
+FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+
+
+def number_format(name: str) -> torch.dtype:
+    """Number format by name.
+
+    Raises:
+        CheckpointError: neither float32 nor bfloat16.
+    """
+    if name not in FORMATS:
+        raise CheckpointError(f'number format {name!r}: use {" or ".join(FORMATS)}')
+    return FORMATS[name]
 
 
 def read_torch_file(file: Path) -> dict[str, dict[str, Tensor]]:

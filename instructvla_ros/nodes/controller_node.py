@@ -29,15 +29,8 @@ from ..datatypes import RobotState, Verdict, VerdictAction
 from ..errors import ChunkError, SetupError
 from ..settings import Control
 from . import params, qos, runtime
-from .convert import (
-    JointReader,
-    chunk_from_msg,
-    gripper_to_msg,
-    pose_to_msg,
-    stamp_to_msg,
-    trajectory_to_msg,
-    verdict_to_msg,
-)
+from .convert import chunk_from_msg, pose_to_msg, stamp_to_msg, verdict_to_msg
+from .convert_robot import JointReader, gripper_to_msg, trajectory_to_msg
 from .diagnostics import OK, WARN
 from .pacing import Pacer
 

@@ -16,8 +16,9 @@ from ..errors import ConfigError
 from ..observing import JOINT_STATES, SIM_STATE, Stale, Synchronizer
 from ..settings import Embodiment, PolicySettings
 from . import qos
-from .convert import JointReader, scene_from_msg, stamp_from_msg
+from .convert import scene_from_msg, stamp_from_msg
 from .convert_image import compressed_from_msg, image_from_msg
+from .convert_robot import JointReader
 from .diagnostics import STALE
 from .runtime import BaseNode
 

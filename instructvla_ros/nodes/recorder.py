@@ -29,8 +29,9 @@ from ..evaluation.runlog import (
 from ..evaluation.video import VideoWriter
 from ..settings import Embodiment
 from . import qos
-from .convert import JointReader, chunk_from_msg, reasoning_from_msg, scene_from_msg, stamp_from_msg, verdict_from_msg
+from .convert import chunk_from_msg, reasoning_from_msg, scene_from_msg, stamp_from_msg, verdict_from_msg
 from .convert_image import compressed_from_msg, image_from_msg
+from .convert_robot import JointReader
 from .runtime import BaseNode
 
 # A recorder wants every message, a control loop only the newest: a queue instead of a depth of one.

@@ -32,7 +32,8 @@ from ..sim.tasks import Episode, episode_from_instruction, make_episode
 from ..sim.trajectory import TrajectoryFollower
 from ..sim.world import World
 from . import params, qos, runtime
-from .convert import gripper_width_from_msg, scene_to_msg, stamp_from_msg, stamp_to_msg, trajectory_from_msg
+from .convert import scene_to_msg, stamp_from_msg, stamp_to_msg
+from .convert_robot import gripper_width_from_msg, trajectory_from_msg
 from .diagnostics import WARN
 from .pacing import Pacer
 from .sim_cameras import Cameras

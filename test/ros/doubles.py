@@ -25,7 +25,7 @@ from instructvla_ros.datatypes import ActionChunk, Observation, Reasoning, Reaso
 from instructvla_ros.msg import ActionChunk as ActionChunkMsg
 from instructvla_ros.msg import ControllerState, SafetyVerdict
 from instructvla_ros.msg import Reasoning as ReasoningMsg
-from instructvla_ros.nodes import convert, convert_image, qos
+from instructvla_ros.nodes import convert_image, convert_robot, qos
 from instructvla_ros.policy import make_chunk
 from instructvla_ros.settings import Embodiment
 
@@ -99,7 +99,7 @@ class Robot(Node):
     def _send_joints(self) -> None:
         if 'joint_states' not in self.silent:
             state = RobotState(self.now_ns(), np.array(EMBODIMENT.home), np.zeros(7), 0.5)
-            self._joints.publish(convert.robot_state_to_msg(state, EMBODIMENT))
+            self._joints.publish(convert_robot.robot_state_to_msg(state, EMBODIMENT))
 
     def _send_state(self) -> None:
         message = ControllerState(mode=self.mode, dry_run=self.dry_run, gripper_command=self.gripper_command)

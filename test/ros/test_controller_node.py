@@ -26,7 +26,7 @@ from instructvla_ros.datatypes import ActionChunk, RobotState, new_id
 from instructvla_ros.geometry import Array
 from instructvla_ros.msg import ActionChunk as ActionChunkMsg
 from instructvla_ros.msg import ControllerState, GripperCommand
-from instructvla_ros.nodes import convert, qos
+from instructvla_ros.nodes import convert, convert_robot, qos
 from instructvla_ros.nodes.controller_node import ControllerNode
 from instructvla_ros.settings import Embodiment
 from instructvla_ros.sim.trajectory import TrajectoryFollower
@@ -76,7 +76,7 @@ class Arm(Node):
     def _on_command(self, message: JointTrajectory) -> None:
         self.commands.append(message)
         stamp = convert.stamp_from_msg(message.header.stamp)
-        reason = self.follower.accept(*convert.trajectory_from_msg(message), stamp, self.now_ns())
+        reason = self.follower.accept(*convert_robot.trajectory_from_msg(message), stamp, self.now_ns())
         if reason:
             self.rejected.append(reason)
 
@@ -86,7 +86,7 @@ class Arm(Node):
             self._clock_pub.publish(Clock(clock=convert.stamp_to_msg(now)))
         if not self.silent:
             q, dq = self.follower.sample(now)
-            self._joints.publish(convert.robot_state_to_msg(RobotState(now, q, dq, 1.0), EMBODIMENT))
+            self._joints.publish(convert_robot.robot_state_to_msg(RobotState(now, q, dq, 1.0), EMBODIMENT))
 
     def tcp(self) -> Array:
         return FORWARD(self.follower.sample(self.now_ns())[0])[:3, 3]

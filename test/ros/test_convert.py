@@ -28,7 +28,7 @@ from instructvla_ros.datatypes import (
 )
 from instructvla_ros.errors import ChunkError, ObservationError
 from instructvla_ros.geometry import pose, rotation_angle
-from instructvla_ros.nodes import convert, convert_image
+from instructvla_ros.nodes import convert, convert_image, convert_robot
 from instructvla_ros.settings import Embodiment
 
 EMBODIMENT = config.load(Embodiment, resources.config_file('franka.yaml'))
@@ -191,18 +191,18 @@ def test_scene_round_trip():
 def test_joint_state_is_read_by_name_in_any_order(order, openness, seed):
     rng = np.random.default_rng(seed)
     state = RobotState(4_000_000_000, rng.normal(size=7), rng.normal(size=7), openness)
-    message = over_the_wire(convert.robot_state_to_msg(state, EMBODIMENT))
+    message = over_the_wire(convert_robot.robot_state_to_msg(state, EMBODIMENT))
     for field in ('name', 'position', 'velocity'):
         values = list(getattr(message, field))
         setattr(message, field, [values[k] for k in order])
-    back = convert.robot_state_from_msg(message, EMBODIMENT)
+    back = convert_robot.robot_state_from_msg(message, EMBODIMENT)
     np.testing.assert_array_equal(back.q, state.q)
     np.testing.assert_array_equal(back.dq, state.dq)
     assert back.gripper == pytest.approx(openness) and back.stamp_ns == state.stamp_ns
 
 
 def joint_message() -> JointState:
-    return convert.robot_state_to_msg(RobotState(0, np.zeros(7), np.zeros(7), 0.5), EMBODIMENT)
+    return convert_robot.robot_state_to_msg(RobotState(0, np.zeros(7), np.zeros(7), 0.5), EMBODIMENT)
 
 
 def drop(message: JointState, joint: str) -> None:
@@ -216,9 +216,9 @@ def test_missing_joint_is_named():
     message = joint_message()
     drop(message, 'fr3_joint4')
     with pytest.raises(ObservationError, match='fr3_joint4 missing'):
-        convert.robot_state_from_msg(message, EMBODIMENT)
+        convert_robot.robot_state_from_msg(message, EMBODIMENT)
     with pytest.raises(ObservationError, match='fr3_joint1.*missing.*has elbow'):
-        convert.robot_state_from_msg(JointState(name=['elbow'], position=[0.0]), EMBODIMENT)
+        convert_robot.robot_state_from_msg(JointState(name=['elbow'], position=[0.0]), EMBODIMENT)
 
 
 @pytest.mark.parametrize('field', ['position', 'velocity'])
@@ -227,24 +227,24 @@ def test_non_finite_joint_is_named(field, value):
     message = joint_message()
     getattr(message, field)[2] = value
     with pytest.raises(ObservationError, match=f'{field} of fr3_joint3'):
-        convert.robot_state_from_msg(message, EMBODIMENT)
+        convert_robot.robot_state_from_msg(message, EMBODIMENT)
 
 
 def test_lengths_have_to_fit():
     message = joint_message()
     message.position = list(message.position)[:-1]
     with pytest.raises(ObservationError, match='9 names, 8 positions'):
-        convert.robot_state_from_msg(message, EMBODIMENT)
+        convert_robot.robot_state_from_msg(message, EMBODIMENT)
     message = joint_message()
     message.velocity = [0.0]
     with pytest.raises(ObservationError, match='9 names, 1 velocities'):
-        convert.robot_state_from_msg(message, EMBODIMENT)
+        convert_robot.robot_state_from_msg(message, EMBODIMENT)
     message.velocity = []
-    np.testing.assert_array_equal(convert.robot_state_from_msg(message, EMBODIMENT).dq, np.zeros(7))
+    np.testing.assert_array_equal(convert_robot.robot_state_from_msg(message, EMBODIMENT).dq, np.zeros(7))
 
 
 def test_fingers_may_come_in_messages_of_their_own():
-    reader = convert.JointReader(EMBODIMENT)
+    reader = convert_robot.JointReader(EMBODIMENT)
     arm = joint_message()
     drop(arm, 'fr3_finger_joint1')
     drop(arm, 'fr3_finger_joint2')
@@ -264,8 +264,8 @@ def test_trajectory_round_trip(points, joints, moving, stamp):
     times = np.cumsum(rng.uniform(0.001, 1.0, points))
     q = rng.normal(size=(points, joints))
     dq = rng.normal(size=(points, joints)) if moving else None
-    message = over_the_wire(convert.trajectory_to_msg(names, times, q, dq, stamp))
-    got_names, got_times, got_q, got_dq = convert.trajectory_from_msg(message)
+    message = over_the_wire(convert_robot.trajectory_to_msg(names, times, q, dq, stamp))
+    got_names, got_times, got_q, got_dq = convert_robot.trajectory_from_msg(message)
     assert got_names == names and convert.stamp_from_msg(message.header.stamp) == stamp
     np.testing.assert_allclose(got_times, times, atol=1e-9)
     np.testing.assert_array_equal(got_q, q)
@@ -276,28 +276,28 @@ def test_trajectory_round_trip(points, joints, moving, stamp):
 
 
 def test_ragged_trajectories_are_refused():
-    message = convert.trajectory_to_msg(['a', 'b'], [0.1, 0.2], np.zeros((2, 2)), np.zeros((2, 2)), 0)
+    message = convert_robot.trajectory_to_msg(['a', 'b'], [0.1, 0.2], np.zeros((2, 2)), np.zeros((2, 2)), 0)
     message.points[1].velocities = array.array('d', [0.0])
     with pytest.raises(ObservationError, match='point 1: 1 velocities for 2'):
-        convert.trajectory_from_msg(message)
+        convert_robot.trajectory_from_msg(message)
     message.points = []
     with pytest.raises(ObservationError, match='without points'):
-        convert.trajectory_from_msg(message)
+        convert_robot.trajectory_from_msg(message)
 
 
 @given(st.floats(-0.5, 1.5))
 def test_gripper_round_trip(openness):
-    message = over_the_wire(convert.gripper_to_msg(openness, EMBODIMENT, 0))
-    width = convert.gripper_width_from_msg(message, EMBODIMENT)
+    message = over_the_wire(convert_robot.gripper_to_msg(openness, EMBODIMENT, 0))
+    width = convert_robot.gripper_width_from_msg(message, EMBODIMENT)
     assert width == pytest.approx(min(max(openness, 0.0), 1.0) * 0.08)
 
 
 @pytest.mark.parametrize('width', [math.nan, -0.01, 0.2])
 def test_impossible_gripper_width_is_refused(width):
-    message = convert.gripper_to_msg(1.0, EMBODIMENT, 0)
+    message = convert_robot.gripper_to_msg(1.0, EMBODIMENT, 0)
     message.width = width
     with pytest.raises(ObservationError, match='width'):
-        convert.gripper_width_from_msg(message, EMBODIMENT)
+        convert_robot.gripper_width_from_msg(message, EMBODIMENT)
 
 
 def test_camera_info_round_trip_and_uncalibrated():

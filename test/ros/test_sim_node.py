@@ -22,7 +22,7 @@ from trajectory_msgs.msg import JointTrajectory
 from instructvla_ros import config, resources
 from instructvla_ros.errors import ConfigError, SetupError, TaskError
 from instructvla_ros.msg import GripperCommand, SimState
-from instructvla_ros.nodes import convert, convert_image, qos
+from instructvla_ros.nodes import convert, convert_image, convert_robot, qos
 from instructvla_ros.nodes.sim_node import SimNode
 from instructvla_ros.settings import Embodiment, Sim
 from instructvla_ros.srv import ResetWorld
@@ -75,7 +75,7 @@ class Client(Node):
 
     def move(self, q: np.ndarray, seconds: float = 1.5, **changes: Any) -> None:
         names = changes.get('names', EMBODIMENT.arm_joints)
-        self.trajectory.publish(convert.trajectory_to_msg(names, [seconds], [q], np.zeros((1, len(q))), 0))
+        self.trajectory.publish(convert_robot.trajectory_to_msg(names, [seconds], [q], np.zeros((1, len(q))), 0))
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +109,7 @@ def stamp(message: Any) -> int:
 def test_joint_states_clock_and_description_are_those_of_a_robot(start):
     client, _ = start()
     description = client.listen(String, '/robot_description', qos.LATCHED)
-    state = convert.robot_state_from_msg(client.joints, EMBODIMENT)
+    state = convert_robot.robot_state_from_msg(client.joints, EMBODIMENT)
     np.testing.assert_allclose(state.q, HOME, atol=0.02)
     assert state.gripper > 0.95 and np.abs(state.dq).max() < 0.1
     before, begin = len(client.heard['/joint_states']), time.monotonic()
@@ -160,7 +160,7 @@ def test_trajectories_move_the_arm_and_bad_ones_are_refused_with_a_reason(start)
     goal = HOME + np.array([0.2, 0.1, -0.1, 0.1, 0.1, 0.0, 0.2])
     client.move(goal)
     eventually(
-        lambda: np.abs(convert.robot_state_from_msg(client.joints, EMBODIMENT).q - goal).max() < 0.02, what='goal'
+        lambda: np.abs(convert_robot.robot_state_from_msg(client.joints, EMBODIMENT).q - goal).max() < 0.02, what='goal'
     )
     client.move(goal[:6], names=EMBODIMENT.arm_joints[:6])
     eventually(lambda: sim.diagnostics.counted('trajectories rejected') == 1, what='rejection')
@@ -168,18 +168,18 @@ def test_trajectories_move_the_arm_and_bad_ones_are_refused_with_a_reason(start)
     eventually(lambda: sim.diagnostics.counted('trajectories rejected') == 2, what='rejection of a jump')
     values = {v.key: v.value for v in sim.diagnostics.status().values}
     assert 'rad/s' in values['trajectories rejected [last reason]']
-    broken = convert.trajectory_to_msg(EMBODIMENT.arm_joints, [1.0], [HOME], [np.zeros(7)], 0)
+    broken = convert_robot.trajectory_to_msg(EMBODIMENT.arm_joints, [1.0], [HOME], [np.zeros(7)], 0)
     broken.points[0].positions = [0.0]
     client.trajectory.publish(broken)
     eventually(lambda: sim.diagnostics.counted('joint_trajectory dropped') == 1, what='malformed')
-    np.testing.assert_allclose(convert.robot_state_from_msg(client.joints, EMBODIMENT).q, goal, atol=0.03)
+    np.testing.assert_allclose(convert_robot.robot_state_from_msg(client.joints, EMBODIMENT).q, goal, atol=0.03)
 
 
 def test_gripper_follows_its_command(start):
     client, sim = start()
-    client.gripper.publish(convert.gripper_to_msg(0.25, EMBODIMENT, 0))
+    client.gripper.publish(convert_robot.gripper_to_msg(0.25, EMBODIMENT, 0))
     eventually(
-        lambda: abs(convert.robot_state_from_msg(client.joints, EMBODIMENT).gripper - 0.25) < 0.05, what='closed'
+        lambda: abs(convert_robot.robot_state_from_msg(client.joints, EMBODIMENT).gripper - 0.25) < 0.05, what='closed'
     )
     client.gripper.publish(GripperCommand(width=3.0))
     eventually(lambda: sim.diagnostics.counted('gripper_command dropped') == 1, what='refusal')
@@ -198,7 +198,7 @@ def test_reset_starts_an_episode_and_names_what_it_does_not_know(start):
     assert (state.task, state.seed, state.instruction) == ('put', 5, 'put the red cube in the bowl')
     assert 'red' in state.target and 'bowl' in state.destination and not state.success and state.progress < 0.5
     time.sleep(0.3)
-    np.testing.assert_allclose(convert.robot_state_from_msg(client.joints, EMBODIMENT).q, HOME, atol=0.02)
+    np.testing.assert_allclose(convert_robot.robot_state_from_msg(client.joints, EMBODIMENT).q, HOME, atol=0.02)
     assert client.call_reset(seed=6).success
     assert eventually(lambda: client.state if client.state.episode == 3 else None, what='third').task == 'put'
     answer = client.call_reset(instruction='sing a song')
