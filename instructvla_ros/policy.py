@@ -61,6 +61,17 @@ class Policy(Protocol):
         """Answer a question about what the observation shows."""
 
 
+@runtime_checkable
+class StreamingPolicy(Protocol):
+    """A policy whose sentences can be followed while they grow.
+
+    Attributes:
+        stream: called from the thread of ``think`` with the sentence so far: its final id, ``final`` False.
+    """
+
+    stream: Callable[[Reasoning], None] | None
+
+
 def make_chunk(
     policy: Policy,
     observation: Observation,

@@ -307,3 +307,11 @@ def test_loading_does_not_hold_the_file_twice(run):
     with torch.no_grad():
         loaded.zero_()
     assert np.abs(open_source(run).tensors[name].numpy()).max() > 0
+
+
+def test_a_revision_that_is_asked_for_has_to_be_the_one_there(tmp_path):
+    folder = save(doubles.small_bundle(tmp_path), tmp_path / 'own')
+    revision = load(folder).revision
+    assert load(folder, revision=revision).revision == revision
+    with pytest.raises(CheckpointError, match=f"holds revision '{revision}', 'v2' was asked for"):
+        load(folder, revision='v2')

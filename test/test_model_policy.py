@@ -96,7 +96,8 @@ def test_a_sentence_conditions_the_chunk_that_names_it(bundle, embodiment, polic
     said = policy.think(seen)
     assert said.kind is ReasoningKind.PLAN and said.instruction == seen.instruction and said.stamp_ns == seen.stamp_ns
     assert 0 < said.tokens <= bundle.config.max_new_tokens and said.latency > 0
-    assert partial[-1] == said.text and len(partial) == said.tokens
+    assert partial[-1].text == said.text and [p.tokens for p in partial] == list(range(1, said.tokens + 1))
+    assert {p.id for p in partial} == {said.id} and said.final and not any(p.final for p in partial)
     chunk = policy.infer(seen, said)
     assert chunk.reasoning_id == said.id
     policy.reset()
@@ -180,8 +181,26 @@ def test_thinking_and_acting_at_the_same_time(bundle, embodiment, policy):
 
 
 def test_reset_cuts_a_sentence_short(embodiment, policy):
-    policy.stream = lambda text: policy.reset()
-    assert policy.think(observation(embodiment)).tokens == 1
+    policy.stream = lambda draft: policy.reset()
+    seen = observation(embodiment)
+    cut = policy.think(seen)
+    assert cut.tokens == 1 and not cut.final
+    policy.stream = None
+    assert policy.think(seen).final
+
+
+def test_reset_leaves_an_answer_alone(bundle, embodiment, policy):
+    seen = observation(embodiment)
+    whole = policy.answer(seen, 'What is on the table?')
+    engine = policy._engine
+    sentence, heard = engine.sentence, []
+
+    def interrupted(*args, on_token, **kwargs):
+        return sentence(*args, on_token=lambda token: (heard.append(token), policy.reset(), on_token(token)), **kwargs)
+
+    engine.sentence = interrupted
+    answer = policy.answer(seen, 'What is on the table?')
+    assert answer.final and answer.text == whole.text and len(heard) == whole.tokens > 1
 
 
 def test_bad_observations(embodiment, policy):

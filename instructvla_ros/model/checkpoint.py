@@ -81,9 +81,10 @@ def load(
     views: int | None = None,
     mask: str | None = None,
     tokenizer: str | Path | None = None,
+    revision: str = '',
 ) -> Bundle:
     """Load a checkpoint of either format, in evaluation mode. See :func:`open_source` for the arguments."""
-    source = open_source(path, views=views, mask=mask, tokenizer=tokenizer)
+    source = open_source(path, views=views, mask=mask, tokenizer=tokenizer, revision=revision)
     prompts = _prompts(source.config, source.tokenizer_file)
     with torch.device('meta'):
         model = InstructVLA(source.config)
@@ -107,7 +108,12 @@ def create(
 
 
 def open_source(
-    path: str | Path, *, views: int | None = None, mask: str | None = None, tokenizer: str | Path | None = None
+    path: str | Path,
+    *,
+    views: int | None = None,
+    mask: str | None = None,
+    tokenizer: str | Path | None = None,
+    revision: str = '',
 ) -> Source:
     """Read and check a checkpoint without copying its tensors.
 
@@ -116,23 +122,29 @@ def open_source(
         views: cameras of a released checkpoint (its file does not say).
         mask: 'bias' or 'block' instead of what the checkpoint says.
         tokenizer: folder with ``tokenizer.json`` when the run has none.
+        revision: branch, tag or commit of a hub id; a folder must hold exactly this revision. '': whatever is there.
 
     Raises:
-        CheckpointError: nothing there, damaged, of another variant, or incomplete.
+        CheckpointError: nothing there, damaged, of another variant or revision, or incomplete.
     """
-    place = locate(path)
+    place = locate(path, revision)
     if place.is_dir() and (place / WEIGHTS).is_file():
         source = _open_own(place, tokenizer)
         if views is not None and views != source.config.views:
             raise CheckpointError(f'{place} is a model of {source.config.views} views, {views} were asked for')
     else:
         source = _open_released(place, views, tokenizer)
+    if revision and Path(path).expanduser().exists() and revision != source.revision:
+        raise CheckpointError(
+            f'{place} holds revision {source.revision!r}, {revision!r} was asked for; '
+            'give the folder of that revision, or leave the revision empty'
+        )
     if mask is None or mask == source.config.expert.mask:
         return source
     return Source(**{**source.__dict__, 'config': with_mask(source.config, mask)})
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, revision: str = '') -> Path:
     """Local place of a checkpoint; a hub id is looked up in the local cache and downloaded when possible.
 
     Raises:
@@ -150,7 +162,8 @@ def locate(path: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(text, allow_patterns=['*.json', '*.safetensors', 'checkpoints/*.pt', '*.md']))
+        patterns = ['*.json', '*.safetensors', 'checkpoints/*.pt', '*.md']
+        return Path(snapshot_download(text, revision=revision or None, allow_patterns=patterns))
     except Exception as err:  # network, login and cache errors share no base class; all end in the same advice
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise CheckpointError(

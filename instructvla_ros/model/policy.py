@@ -35,7 +35,9 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
     device, dtype = pick_device(settings.device), settings.dtype
     number = torch.bfloat16 if dtype == 'bfloat16' or (dtype == 'auto' and device.type == 'cuda') else torch.float32
     started = time.perf_counter()
-    bundle = load_checkpoint(settings.checkpoint, device=device, dtype=number, mask=settings.mask or None)
+    bundle = load_checkpoint(
+        settings.checkpoint, device=device, dtype=number, mask=settings.mask or None, revision=settings.revision
+    )
     policy = InstructVLAPolicy(bundle, settings, embodiment)
     if device.type == 'cuda':
         policy.warm_up()
@@ -108,8 +110,8 @@ class InstructVLAPolicy:
                 f'{len(embodiment.views)} ({", ".join(embodiment.views) or "none"}); add cameras to its views'
             )
         self.checkpoint_revision = bundle.revision
-        self.stream: Callable[[str], None] | None = None
-        """Receives the text so far, after every token of ``think``."""
+        self.stream: Callable[[Reasoning], None] | None = None
+        """Receives the sentence so far after every token of ``think``: same id as the result, ``final`` False."""
         self._bundle, self._settings, self._embodiment = bundle, settings, embodiment
         self._statistics = bundle.dataset(settings.dataset)
         merge_adapters(bundle.model)
@@ -128,7 +130,7 @@ class InstructVLAPolicy:
             self._generator = torch.Generator().manual_seed(self._settings.seed)
 
     def think(self, observation: Observation) -> Reasoning | None:
-        """Say what to do next; None for a model that acts without words."""
+        """Say what to do next; None for a model that acts without words. ``final`` is False when a reset cut it short."""
         if not self._bundle.config.reasons:
             return None
         prompt = self._bundle.prompts.reason(observation.instruction)
@@ -191,30 +193,38 @@ class InstructVLAPolicy:
 
     def _speak(self, observation: Observation, prompt: np.ndarray, words: str, kind: ReasoningKind) -> Reasoning:
         started = time.perf_counter()
-        prompts, stream = self._bundle.prompts, self.stream
+        prompts, plan = self._bundle.prompts, kind is ReasoningKind.PLAN
+        stream = self.stream if plan else None
         with self._lock:
             epoch = self._epoch
+        # An answer belongs to no instruction: the start of one does not cut it short.
+        stop = (lambda: epoch != self._epoch) if plan else None
         session = self._engine.begin(self._frame(observation).pixels)
         tokens: list[int] = []
+        name = new_id('say')
+
+        def so_far(final: bool) -> Reasoning:
+            return Reasoning(
+                id=name,
+                stamp_ns=observation.stamp_ns,
+                instruction=words,
+                text=prompts.response(tokens),
+                kind=kind,
+                tokens=len(tokens),
+                latency=time.perf_counter() - started,
+                final=final,
+                source=self.name,
+            )
 
         def heard(token: int) -> None:
             tokens.append(token)
-            if stream is not None and kind is ReasoningKind.PLAN:
-                stream(prompts.response(tokens))
+            if stream is not None:
+                stream(so_far(False))
 
         ids = torch.from_numpy(prompt)[None].to(self._bundle.model.device)
-        self._engine.sentence(session, ids, end_id=prompts.end_id, on_token=heard, stop=lambda: epoch != self._epoch)
-        reasoning = Reasoning(
-            id=new_id('say'),
-            stamp_ns=observation.stamp_ns,
-            instruction=words,
-            text=prompts.response(tokens),
-            kind=kind,
-            tokens=len(tokens),
-            latency=time.perf_counter() - started,
-            source=self.name,
-        )
-        if kind is ReasoningKind.PLAN:
+        self._engine.sentence(session, ids, end_id=prompts.end_id, on_token=heard, stop=stop)
+        reasoning = so_far(stop is None or not stop())
+        if plan and reasoning.final:
             fed = prompts.response(tokens, self._bundle.config.response)
             with self._lock:
                 if epoch == self._epoch:

@@ -83,6 +83,9 @@ class ReasoningNode(BaseNode):
         self._thinker.follow(message.data)
 
     def _say(self, said: Reasoning) -> None:
+        if not said.final:
+            self._publisher.publish(reasoning_to_msg(said, self._frame))
+            return
         self._sentences.put(said)
         with self._lock:
             self._unconditioned[said.id] = said

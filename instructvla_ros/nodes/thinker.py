@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from ..datatypes import Observation, Reasoning, ReasoningKind
 from ..observing import Stale
-from ..policy import PolicyHost
+from ..policy import PolicyHost, StreamingPolicy
 
 _POLL = 0.05  # how often a missing observation is looked for again [s]
+_DRAFT_PERIOD = 0.1  # shortest time between two drafts of a sentence [s]
 
 
 class Sentences:
@@ -61,7 +62,8 @@ class Thinker:
 
         Args:
             observe: newest observation for an instruction, or why there is none.
-            say: called with each sentence. silence: called with an instruction the policy has no words for.
+            say: called with each sentence, and up to ten times a second with its beginning (``final`` False) while a
+                policy that streams is still making it. silence: called with an instruction the policy has no words for.
             fail: called with the instruction and what the policy raised; it is not asked again for that instruction.
             period: between two sentences [s].
         """
@@ -74,6 +76,7 @@ class Thinker:
         self._changed = threading.Condition()
         self._instruction = ''
         self._due = 0.0
+        self._drafted = -_DRAFT_PERIOD
         self._closing = False
         self._thread = threading.Thread(target=self._run, name='thinker', daemon=True)
         self._thread.start()
@@ -113,7 +116,10 @@ class Thinker:
             if isinstance(seen, Stale):
                 self._again(instruction, _POLL)
                 return
-            said = self._host.current.think(seen)
+            policy = self._host.current
+            if isinstance(policy, StreamingPolicy):
+                policy.stream = self._draft
+            said = policy.think(seen)
         except Exception as err:  # whatever a policy raises ends this instruction, not the node
             self._again(instruction, None)
             self._fail(instruction, err)
@@ -121,7 +127,15 @@ class Thinker:
         if said is None:
             self._again(instruction, None)
             self._silence(instruction)
+        elif not said.final:  # a reset cut it short
+            self._again(instruction, 0.0)
         elif instruction == self._instruction:
+            self._say(said)
+
+    def _draft(self, said: Reasoning) -> None:
+        now = time.monotonic()
+        if said.text and said.instruction == self._instruction and now - self._drafted >= _DRAFT_PERIOD:
+            self._drafted = now
             self._say(said)
 
     def _again(self, instruction: str, delay: float | None) -> None:
