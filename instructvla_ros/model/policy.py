@@ -130,7 +130,7 @@ class InstructVLAPolicy:
             self._generator = torch.Generator().manual_seed(self._settings.seed)
 
     def think(self, observation: Observation) -> Reasoning | None:
-        """Say what to do next; None for a model that acts without words. ``final`` is False when a reset cut it short."""
+        """Say what to do next; None for a model without words. ``final`` is False when a reset cut it short."""
         if not self._bundle.config.reasons:
             return None
         prompt = self._bundle.prompts.reason(observation.instruction)
