@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..config import replace
+from ..errors import ConfigError
 from .checkpoint import materialize, parameter_shapes
-from .config import ModelConfig
+from .config import ModelConfig, preset
 from .fast import FastPath, merge_adapters
 from .instructvla import InstructVLA
 from .plain import ReferenceOrder
+from .policy import pick_device, pick_dtype
 
 SENTENCE = 20
 IMAGE_ID = 5
@@ -90,12 +92,15 @@ def measure(
     dtype: torch.dtype = torch.float32,
     repeats: int = 5,
     sentence: int = SENTENCE,
+    progress: Callable[[str], None] | None = None,
 ) -> list[Timing]:
     """Median times of the steps of a control loop, plain and fast alternating.
 
     Steps: action only under both masks, a sentence of ``sentence`` tokens with its action, and an action whose latent
-    is reused every second step (against a plain path that never reuses).
+    is reused every second step (against a plain path that never reuses). ``progress`` is told what is measured next.
     """
+    say = progress or (lambda what: None)
+    say('making the weights')
     device = device or torch.device('cpu')
     model = random_model(config, device, dtype)
     inputs = _inputs(config, device, dtype, sentence)
@@ -104,13 +109,14 @@ def measure(
         merged = random_model(config, device, dtype)
         merge_adapters(merged)
         fast = FastPath(merged)
-    return [
-        _compare(f'action only, {mask}', device, repeats, *_action_only(plain, fast, inputs, mask))
-        for mask in ('bias', 'block')
-    ] + [
-        _compare(f'sentence of {sentence} + action', device, repeats, *_speaking(plain, fast, inputs, sentence)),
-        _compare('latent reused every second step', device, repeats, *_reusing(plain, fast, inputs)),
-    ]
+    steps = {f'action only, {mask}': _action_only(plain, fast, inputs, mask) for mask in ('bias', 'block')}
+    steps[f'sentence of {sentence} + action'] = _speaking(plain, fast, inputs, sentence)
+    steps['latent reused every second step'] = _reusing(plain, fast, inputs)
+    found = []
+    for name, (slow, quick) in steps.items():
+        say(name)
+        found.append(_compare(name, device, repeats, slow, quick))
+    return found
 
 
 Step = Callable[[], Tensor]
@@ -198,3 +204,36 @@ def _inputs(config: ModelConfig, device: torch.device, dtype: torch.dtype, sente
 def with_stage(config: ModelConfig, stage: int) -> ModelConfig:
     """Same sizes with the adapters of a stage."""
     return replace(config, adapters=replace(config.adapters, count=stage))
+
+
+def measure_preset(
+    size: str,
+    stage: int,
+    *,
+    device: str = 'auto',
+    dtype: str = 'auto',
+    repeats: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """:func:`measure` of a preset, with device and number format by name, as plain data for JSON.
+
+    Args:
+        device: 'auto', 'cpu', 'cuda', ... dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on a GPU).
+
+    Raises:
+        ConfigError: unknown preset, stage, device or number format.
+    """
+    if stage not in (1, 2):
+        raise ConfigError(f'stage {stage}: the model is trained in stages 1 and 2')
+    config, place = with_stage(preset(size), stage), pick_device(device)
+    timings = measure(config, device=place, dtype=pick_dtype(dtype, place), repeats=repeats, progress=progress)
+    return {
+        'size': size,
+        'stage': stage,
+        'parameters': sum(math.prod(shape) for shape in parameter_shapes(config).values()),
+        'device': torch.cuda.get_device_name(place) if place.type == 'cuda' else str(place),
+        'dtype': str(pick_dtype(dtype, place)).removeprefix('torch.'),
+        'threads': torch.get_num_threads(),
+        'repeats': repeats,
+        'steps': [t.to_dict() for t in timings],
+    }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..datatypes import ActionChunk, Observation, Reasoning, ReasoningKind, new_id
-from ..errors import CheckpointError, ConfigError, ObservationError
+from ..errors import CheckpointError, ConfigError, ObservationError, suggest
 from ..geometry import pose_from_xyz_rpy
 from ..settings import Embodiment, PolicySettings
 from .checkpoint import Bundle
@@ -32,8 +32,8 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
         CheckpointError: the checkpoint is not usable, or needs more cameras than the embodiment has.
         ConfigError: the device does not exist here.
     """
-    device, dtype = pick_device(settings.device), settings.dtype
-    number = torch.bfloat16 if dtype == 'bfloat16' or (dtype == 'auto' and device.type == 'cuda') else torch.float32
+    device = pick_device(settings.device)
+    number = pick_dtype(settings.dtype, device)
     started = time.perf_counter()
     bundle = load_checkpoint(
         settings.checkpoint, device=device, dtype=number, mask=settings.mask or None, revision=settings.revision
@@ -67,6 +67,19 @@ def pick_device(name: str) -> torch.device:
     if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f'device {name!r}: this machine has {torch.cuda.device_count()} usable GPUs')
     return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Number format of a settings value; 'auto' is bfloat16 on a GPU and float32 elsewhere.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    formats = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+    formats['auto'] = formats['bfloat16' if device.type == 'cuda' else 'float32']
+    if name not in formats:
+        raise ConfigError(f'dtype {name!r}.{suggest(name, formats)}')
+    return formats[name]
 
 
 @dataclass(frozen=True)

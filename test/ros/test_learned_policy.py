@@ -16,10 +16,10 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('instructvla_ros.msg', reason='the messages are not built')
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # model_doubles
 
+pytest.importorskip('torch', reason='the model needs torch (pip install .[model])')
+pytest.importorskip('transformers', reason='the model needs transformers (pip install .[model])')
+
 import model_doubles
-
-model_doubles.needs_model()
-
 import rclpy
 from doubles import CANCELED, Robot, Run, eventually
 from rclpy.executors import SingleThreadedExecutor
@@ -102,6 +102,7 @@ class Graph:
 
 @pytest.fixture(scope='module', autouse=True)
 def context() -> Iterator[None]:
+    model_doubles.needs_model()
     rclpy.init()
     yield
     rclpy.try_shutdown()

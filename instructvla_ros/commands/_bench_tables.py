@@ -1,0 +1,76 @@
+"""The tables of `instructvla bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def show(results: dict[str, Any], console: Console | None = None) -> None:
+    """Print what was measured, and on what."""
+    out = console or Console(highlight=False)
+    for title, key in (('machine', 'machine'), ('versions', 'versions')):
+        out.print(f'[bold]{title}[/]  ' + ', '.join(f'{k} {v}' for k, v in results[key].items()), soft_wrap=True)
+    before, after = results['load_before'][0], results['load_after'][0]
+    out.print(f'[bold]load average[/]  {before} before, {after} after; others at work make every number worse')
+    tables: dict[str, Callable[[Any], Table]] = {'model': _model, 'control': _control, 'transport': _transport}
+    for part, table in tables.items():
+        found = results.get(part)
+        if isinstance(found, dict) and 'skipped' in found:
+            out.print(f'[yellow]{part} was left out:[/] {escape(found["skipped"])}', soft_wrap=True)
+        elif isinstance(found, dict) and 'failed' in found:
+            out.print(f'[red]{part} failed:[/] {escape(found["failed"])}', soft_wrap=True)
+        elif found is not None:
+            out.print(table(found))
+
+
+def _model(found: list[dict[str, Any]]) -> Table:
+    table = Table(title="model: the reference's order of work against the fast path (medians)")
+    table.add_column('step')
+    for name in ('reference [ms]', 'fast [ms]', 'ratio', 'difference'):
+        table.add_column(name, justify='right')
+    for model in found:
+        table.add_section()
+        table.add_row(
+            f'[bold]{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}[/]', '', '', '', ''
+        )
+        for step in model['steps']:
+            table.add_row(
+                step['step'],
+                f'{step["plain_s"] * 1e3:.1f}',
+                f'{step["fast_s"] * 1e3:.1f}',
+                f'{step["ratio"]:.2f}',
+                f'{step["difference"]:.1e}',
+            )
+    return table
+
+
+def _control(found: dict[str, Any]) -> Table:
+    table = Table(title=f'control: periods of {found["period"] * 1e3:g} ms')
+    table.add_column('part')
+    for name in ('count', 'median [ms]', '99 % [ms]', 'largest [ms]', 'of a period'):
+        table.add_column(name, justify='right')
+    for name, s in found['parts'].items():
+        table.add_row(
+            name,
+            str(s['count']),
+            *(f'{s[key] * 1e3:.3f}' for key in ('p50', 'p99', 'max')),
+            f'{100 * s["p50"] / found["period"]:.0f} %',
+        )
+    return table
+
+
+def _transport(found: dict[str, Any]) -> Table:
+    table = Table(title='transport: between two processes over DDS')
+    table.add_column('message')
+    for name in ('rate [Hz]', 'received', 'median [ms]', '99 % [ms]', 'largest [ms]'):
+        table.add_column(name, justify='right')
+    for name, s in found.items():
+        size = f' of {s["bytes"] / 1e6:.2f} MB' if 'bytes' in s else ''
+        times = (f'{s[key] * 1e3:.2f}' if key in s else '-' for key in ('p50', 'p99', 'max'))
+        table.add_row(f'{name}{size}', f'{s["rate"]:g}', f'{s["received"]}/{s["sent"]}', *times)
+    return table
