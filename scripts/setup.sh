@@ -140,7 +140,8 @@ rm -f "$stamp"
 # --- Virtual environment ---------------------------------------------------------------------------------------------
 system=()
 if [ -n "$sourced" ]; then system=(--system-site-packages); fi
-kind="$version $ROS_DISTRO $sourced"
+# The place too: scripts in bin/ name their interpreter, so an environment that was moved is a broken one.
+kind="$version $ROS_DISTRO $sourced $target"
 if [ -d "$target" ]; then
   if [ "$(cat "$target/instructvla.kind" 2>/dev/null)" != "$kind" ] || ! "$target/bin/python" -m pip --version >/dev/null 2>&1; then
     say "$target is unfinished, broken, or for another Python or ROS 2: making it anew"
