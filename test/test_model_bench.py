@@ -64,4 +64,9 @@ def test_measure_times_every_step(stage):
     ]
     for timing in found:
         assert timing.plain > 0 and timing.fast > 0 and timing.ratio == timing.plain / timing.fast
-        assert timing.difference < 1e-4 and timing.to_dict()['step'] == timing.step
+        assert timing.repeats == 1 and timing.difference < 1e-4 and timing.to_dict()['step'] == timing.step
+
+
+def test_a_budget_ends_the_repeats_but_not_before_the_first():
+    found = measure(with_stage(doubles.small_config(), 2), repeats=10_000, sentence=3, budget=0.05)
+    assert all(1 <= t.repeats < 1000 for t in found)

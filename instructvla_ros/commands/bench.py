@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
@@ -34,6 +35,7 @@ EXAMPLES = (
 PARTS = ('model', 'control', 'transport')
 SIZES = ('tiny', 'medium', 'eagle2_2b')
 STAGES = (1, 2)
+QUICK_BUDGET = 8.0  # longest time for the repeats of one step of the model [s]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     began, code = time.monotonic(), 0
     with say:
         for part in wanted:
+            say.heading = ''
             if (reason := _obstacle(part)) and len(wanted) > 1:
                 results[part] = {'skipped': reason}
                 continue
@@ -131,10 +134,10 @@ def _model(args: argparse.Namespace, quick: bool, say: _Steps) -> list[dict[str,
                     device=args.device,
                     dtype=args.dtype,
                     repeats=args.repeats or (3 if quick else 5),
+                    budget=QUICK_BUDGET if quick and not args.repeats else math.inf,
                     progress=say,
                 )
             )
-    say.heading = ''
     return found
 
 

@@ -27,12 +27,13 @@ IMAGE_ID = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of one step both ways. ``difference``: largest difference of the normalised actions."""
+    """Median seconds of one step both ways. ``difference``: largest one of the normalised actions. ``repeats``: done."""
 
     step: str
     plain: float
     fast: float
     difference: float
+    repeats: int
 
     @property
     def ratio(self) -> float:
@@ -47,6 +48,7 @@ class Timing:
             'fast_s': self.fast,
             'ratio': self.ratio,
             'difference': self.difference,
+            'repeats': self.repeats,
         }
 
 
@@ -92,12 +94,14 @@ def measure(
     dtype: torch.dtype = torch.float32,
     repeats: int = 5,
     sentence: int = SENTENCE,
+    budget: float = math.inf,
     progress: Callable[[str], None] | None = None,
 ) -> list[Timing]:
     """Median times of the steps of a control loop, plain and fast alternating.
 
     Steps: action only under both masks, a sentence of ``sentence`` tokens with its action, and an action whose latent
     is reused every second step (against a plain path that never reuses). ``progress`` is told what is measured next.
+    A step is measured ``repeats`` times, fewer (at least once) when that takes longer than ``budget`` [s].
     """
     say = progress or (lambda what: None)
     say('making the weights')
@@ -115,7 +119,7 @@ def measure(
     found = []
     for name, (slow, quick) in steps.items():
         say(name)
-        found.append(_compare(name, device, repeats, slow, quick))
+        found.append(_compare(name, device, repeats, budget, slow, quick))
     return found
 
 
@@ -162,17 +166,20 @@ def _reusing(plain: ReferenceOrder, fast: FastPath, at: _Inputs) -> tuple[Step, 
     return slow, quick
 
 
-def _compare(name: str, device: torch.device, repeats: int, slow: Step, quick: Step) -> Timing:
+def _compare(name: str, device: torch.device, repeats: int, budget: float, slow: Step, quick: Step) -> Timing:
     difference = float((slow() - quick()).abs().max())  # also the warm-up of both
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
+    end = time.perf_counter() + budget
+    for k in range(repeats):
+        if k and time.perf_counter() > end:
+            break
         for step, found in zip((slow, quick), times, strict=True):
             _wait(device)
             started = time.perf_counter()
             step()
             _wait(device)
             found.append(time.perf_counter() - started)
-    return Timing(name, statistics.median(times[0]), statistics.median(times[1]), difference)
+    return Timing(name, statistics.median(times[0]), statistics.median(times[1]), difference, len(times[1]))
 
 
 def _wait(device: torch.device) -> None:
@@ -213,12 +220,14 @@ def measure_preset(
     device: str = 'auto',
     dtype: str = 'auto',
     repeats: int = 5,
+    budget: float = math.inf,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """:func:`measure` of a preset, with device and number format by name, as plain data for JSON.
 
     Args:
         device: 'auto', 'cpu', 'cuda', ... dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on a GPU).
+        budget: see :func:`measure`.
 
     Raises:
         ConfigError: unknown preset, stage, device or number format.
@@ -226,7 +235,9 @@ def measure_preset(
     if stage not in (1, 2):
         raise ConfigError(f'stage {stage}: the model is trained in stages 1 and 2')
     config, place = with_stage(preset(size), stage), pick_device(device)
-    timings = measure(config, device=place, dtype=pick_dtype(dtype, place), repeats=repeats, progress=progress)
+    timings = measure(
+        config, device=place, dtype=pick_dtype(dtype, place), repeats=repeats, budget=budget, progress=progress
+    )
     return {
         'size': size,
         'stage': stage,
@@ -234,6 +245,5 @@ def measure_preset(
         'device': torch.cuda.get_device_name(place) if place.type == 'cuda' else str(place),
         'dtype': str(pick_dtype(dtype, place)).removeprefix('torch.'),
         'threads': torch.get_num_threads(),
-        'repeats': repeats,
         'steps': [t.to_dict() for t in timings],
     }
