@@ -75,25 +75,25 @@ def test_the_expert_solves_the_other_tasks_too(cell, task):
 
 @pytest.mark.parametrize(
     'disturbance',
-    [Disturbance(latency=0.15), Disturbance(latency=0.3), Disturbance(translation=0.003, rotation=0.01, drop=0.1)],
+    [Disturbance(latency=0.3), Disturbance(translation=0.003, rotation=0.01, drop=0.1)],
 )
 def test_latency_noise_and_lost_chunks(cell, disturbance):
-    assert run(cell, make_episode('put', 0), expert(), disturbance=disturbance).success
+    assert run(cell, make_episode('pick', 0), expert(), disturbance=disturbance).success
 
 
 @pytest.mark.parametrize('task', TASKS)
 def test_doing_nothing_scores_nothing(cell, task):
-    episode = replace(make_episode(task, 11), time_limit=4.0)
+    episode = replace(make_episode(task, 11), time_limit=2.0)
     result = run(cell, episode, HoldPolicy(POLICY.step_period, POLICY.horizon))
     assert not result.success
     assert result.best_progress < 0.02
     assert result.failure == 'not_reached'
-    assert result.time == pytest.approx(4.0, abs=0.02)
+    assert result.time == pytest.approx(2.0, abs=0.02)
 
 
 @pytest.mark.parametrize('task', TASKS)
 def test_wandering_at_random_scores_nothing(cell, task):
-    episode = replace(make_episode(task, 12), time_limit=10.0)
+    episode = replace(make_episode(task, 12), time_limit=6.0)
     result = run(cell, episode, RandomPolicy(POLICY, seed=12), views=False)
     assert not result.success
     assert result.path_length > 0.3, 'it has to move to be a baseline'
