@@ -466,3 +466,19 @@ def test_dropping_nothing_says_nothing():
     rig.run(0.1)
     rig.controller.drop_chunk('its publisher died')
     assert 'dead_man' not in rules(rig.run(0.1))
+
+
+def test_an_arm_driven_into_a_joint_limit_can_leave_it():
+    rig = Rig(ramp_time=0.0)
+    low = rig.bounds.lower[3]
+    q = HOME.copy()
+    q[3] = low + 0.01
+    rig = Rig(q=q, ramp_time=0.0)
+    for _ in range(6):
+        rig.feed(np.tile([-0.03, 0.0, -0.03, 0, 0, 0, 1.0], (8, 1)))
+        rig.run(0.2)
+    assert rig.q[3] - low < 2e-3, 'it stands at the limit'
+    for _ in range(4):
+        rig.feed(np.tile([0.03, 0.0, 0.03, 0, 0, 0, 1.0], (8, 1)))
+        rig.run(0.2)
+    assert rig.q[3] - low > 0.2
