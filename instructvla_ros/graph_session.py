@@ -15,6 +15,7 @@ from .errors import ConfigError, SetupError, TaskError, suggest
 from .graph import Graph, NodeSpec, node
 from .settings import Control, Embodiment, PolicySettings
 
+LOADING = 600.0  # weights of several gigabytes from a slow disk take minutes [s]
 EPISODES, RESULTS = 'episodes_todo.jsonl', 'episodes.jsonl'
 
 
@@ -41,7 +42,8 @@ class GraphOptions:
 
     Attributes:
         policy, checkpoint: of the policy node. embodiment: file of config/ or path.
-        record, video: keep recordings; with the cameras. parameters: further ROS parameters by node name.
+        record, video: keep recordings; with the cameras. time_limit: per episode [s], 0: that of the task.
+        parameters: further ROS parameters by node name.
     """
 
     policy: str = 'expert'
@@ -49,6 +51,7 @@ class GraphOptions:
     embodiment: str = 'franka.yaml'
     record: bool = False
     video: bool = True
+    time_limit: float = 0.0
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -78,6 +81,10 @@ def check_options(options: GraphOptions) -> None:
     choices = PolicySettings.__dataclass_fields__['policy'].metadata['choices']
     if options.policy not in choices:
         raise ConfigError(f'unknown policy {options.policy!r}.{suggest(options.policy, choices)}')
+    if options.policy == 'instructvla' and not options.checkpoint:
+        raise ConfigError("policy 'instructvla' needs weights: name a run directory or a hub id with --checkpoint")
+    if not 0.0 <= options.time_limit <= 3600.0:
+        raise ConfigError(f'the time limit is {options.time_limit} s; give 0 (that of the task) to 3600 s')
     robot = config.load(Embodiment, resources.config_file(options.embodiment))
     if not robot.views:
         raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
@@ -123,8 +130,11 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
             'record': options.record,
             'video': options.video,
             'control_rate': rate,
+            'time_limit': options.time_limit,
         },
     }
+    if options.policy == 'instructvla':
+        own['episode_node']['ready_timeout'] = LOADING
     for name, extra in options.parameters.items():
         if name not in own:
             raise ConfigError(f'unknown node {name!r}.{suggest(name, own)}')
@@ -157,6 +167,7 @@ class Session:
                     'instruction': e.instruction,
                     'asked': e.instruction,
                     'policy': options.policy,
+                    'checkpoint': options.checkpoint,
                 }
             )
             for e in episodes

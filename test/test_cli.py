@@ -55,6 +55,8 @@ def test_without_arguments_the_help_is_shown(capsys):
         (['demmo'], "unknown verb 'demmo'. Did you mean 'demo'"),
         (['demo', '--task', 'pickk'], "Did you mean 'pick'"),
         (['demo', '--policy', 'exprt'], "Did you mean 'expert'"),
+        (['demo', '--policy', 'instructvla'], 'with --checkpoint'),
+        (['demo', '--time-limit', '-3'], 'the time limit is -3.0 s'),
         (['demo', '--instruction', 'put the rad cube in the bowl'], "Did you mean 'red'"),
         (['demo', '--task', 'pick', '--instruction', 'open the drawer'], 'open_drawer'),
         (['demo', '--seed', '-1'], 'seed -1'),
@@ -169,6 +171,7 @@ def test_session_writes_what_the_episode_node_reads(session, tmp_path):
         'instruction': 'pick up the red cube',
         'asked': 'pick up the red cube',
         'policy': 'expert',
+        'checkpoint': '',
     }
 
 
@@ -273,6 +276,7 @@ def test_another_policy_does_not_count_as_done(tmp_path, monkeypatch):
                 checkpoint='',
                 embodiment='franka.yaml',
                 record=False,
+                time_limit=0.0,
                 json=True,
             )
         )

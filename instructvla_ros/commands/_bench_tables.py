@@ -35,9 +35,8 @@ def _model(found: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify='right')
     for model in found:
         table.add_section()
-        table.add_row(
-            f'[bold]{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}[/]', '', '', '', ''
-        )
+        head = f'{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}'
+        table.add_row(f'[bold]{head}, {model["threads"]} thread(s)[/]', '', '', '', '')
         for step in model['steps']:
             table.add_row(
                 step['step'],

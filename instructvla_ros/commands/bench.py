@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dtype', default='auto', help='auto (default), float32 or bfloat16')
     parser.add_argument('--device', default='auto', help='auto (default), cpu, cuda, cuda:1, ...')
     parser.add_argument('--repeats', type=int, default=0, help='of every step of the model (default: 5, quick: 3)')
+    parser.add_argument(
+        '--threads', type=int, default=0, help='of the model on a CPU (default: all cores; quick: 1, as in the graph)'
+    )
     parser.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path')
     parser.add_argument('--quick', action='store_true', help='less of everything: medium only in stage 2')
     parser.add_argument('--out', default='', help='file of the results (default: runs/bench-<stamp>.json)')
@@ -60,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: an option is out of range. SetupError: the one part that was asked for cannot run here.
     """
-    if args.repeats < 0:
-        raise ConfigError(f'--repeats {args.repeats}: give 1 or more, or 0 for the default')
+    for name in ('repeats', 'threads'):
+        if getattr(args, name) < 0:
+            raise ConfigError(f'--{name} {getattr(args, name)}: give 1 or more, or 0 for the default')
     from ..evaluation import machine
 
     quick = args.quick or args.what is None
@@ -134,6 +138,7 @@ def _model(args: argparse.Namespace, quick: bool, say: _Steps) -> list[dict[str,
                     device=args.device,
                     dtype=args.dtype,
                     repeats=args.repeats or (3 if quick else 5),
+                    threads=args.threads or (1 if quick else 0),
                     budget=QUICK_BUDGET if quick and not args.repeats else math.inf,
                     progress=say,
                 )

@@ -22,6 +22,7 @@ EXAMPLES = (
     'instructvla demo',
     "instructvla demo --instruction 'stack the green cube on the blue cube' --seed 3",
     'instructvla demo --task open_drawer --no-video',
+    'instructvla demo --policy instructvla --checkpoint models/tiny --time-limit 20',
     'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
 )
 DEFAULT = 'put the red cube in the bowl'
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)'
     )
+    parser.add_argument('--time-limit', type=float, default=0.0, help='seconds for the task (default: its own limit)')
     parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
     parser.add_argument('--no-video', action='store_true', help='record no images: less work for a slow machine')
     parser.add_argument('--keep-open', action='store_true', help='leave the graph running afterwards until Ctrl-C')
@@ -63,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         embodiment=arguments.embodiment,
         record=True,
         video=not arguments.no_video,
+        time_limit=arguments.time_limit,
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)

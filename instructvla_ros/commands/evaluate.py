@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if name == 'graph':
             way.add_argument('--policy', default='expert', help='expert (default), hold or instructvla')
             way.add_argument('--checkpoint', default='', help='run directory or hub id, for --policy instructvla')
+            way.add_argument(
+                '--time-limit', type=float, default=0.0, help="seconds per episode (default: the task's own limit)"
+            )
             way.add_argument('--record', action='store_true', help='keep a recording with video of every episode')
 
 
@@ -74,6 +77,7 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
         checkpoint=arguments.checkpoint,
         embodiment=arguments.embodiment,
         record=arguments.record,
+        time_limit=arguments.time_limit,
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
@@ -81,7 +85,8 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     before = [
         r
         for r in session.read_results(folder / session.RESULTS)
-        if _row_key(r) in keys and r.get('policy') == arguments.policy
+        if _row_key(r) in keys
+        and (r.get('policy'), r.get('checkpoint', '')) == (arguments.policy, arguments.checkpoint)
     ]
     done = {_row_key(r) for r in before}
     missing = [e for e in wanted if e.key() not in done]

@@ -27,7 +27,11 @@ IMAGE_ID = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of one step both ways. ``difference``: largest one of the normalised actions. ``repeats``: done."""
+    """Median seconds of one step both ways.
+
+    Attributes:
+        difference: largest difference of the normalised actions. repeats: how often it was measured.
+    """
 
     step: str
     plain: float
@@ -221,13 +225,14 @@ def measure_preset(
     dtype: str = 'auto',
     repeats: int = 5,
     budget: float = math.inf,
+    threads: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """:func:`measure` of a preset, with device and number format by name, as plain data for JSON.
 
     Args:
         device: 'auto', 'cpu', 'cuda', ... dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on a GPU).
-        budget: see :func:`measure`.
+        budget: see :func:`measure`. threads: of torch on a CPU; 0: as many as there are cores.
 
     Raises:
         ConfigError: unknown preset, stage, device or number format.
@@ -235,15 +240,19 @@ def measure_preset(
     if stage not in (1, 2):
         raise ConfigError(f'stage {stage}: the model is trained in stages 1 and 2')
     config, place = with_stage(preset(size), stage), pick_device(device)
-    timings = measure(
-        config, device=place, dtype=pick_dtype(dtype, place), repeats=repeats, budget=budget, progress=progress
-    )
+    number, before = pick_dtype(dtype, place), torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        used = torch.get_num_threads()
+        timings = measure(config, device=place, dtype=number, repeats=repeats, budget=budget, progress=progress)
+    finally:
+        torch.set_num_threads(before)
     return {
         'size': size,
         'stage': stage,
         'parameters': sum(math.prod(shape) for shape in parameter_shapes(config).values()),
         'device': torch.cuda.get_device_name(place) if place.type == 'cuda' else str(place),
-        'dtype': str(pick_dtype(dtype, place)).removeprefix('torch.'),
-        'threads': torch.get_num_threads(),
+        'dtype': str(number).removeprefix('torch.'),
+        'threads': used,
         'steps': [t.to_dict() for t in timings],
     }

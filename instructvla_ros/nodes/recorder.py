@@ -243,7 +243,8 @@ class Recorder:
 
     def _on_reasoning(self, message: Reasoning, received: int) -> None:
         said = reasoning_from_msg(message)
-        self.sentence = said.text
+        if said.final:  # a sentence that still grows would be shown in pieces
+            self.sentence = said.text
         with self._lock:
             if self._active:
                 # The same id comes again while its sentence still grows: the last one counts.
