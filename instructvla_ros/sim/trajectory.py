@@ -2,7 +2,8 @@
 
 Semantics of ros2_controllers on Jazzy and Kilted with ``interpolate_from_desired_state: true``: a new trajectory
 replaces the old one at once, even when its stamp lies in the future; a bridge runs from the last commanded state to
-its first future point; points in the past are skipped; the last point is held.
+its first future point; points in the past are skipped; the last point is held. Where the bridge would be too fast,
+because the message came late, it takes longer and the rest follows later, as behind a joint limiter of ros2_control.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ..settings import Embodiment
 
 TOLERANCE = 1e-6
 """How far beyond a limit still counts as on it [rad, rad/s]: rounding, not headroom."""
+CATCH_UP = 0.25
+"""How much longer than asked a bridge may take [s]; beyond it the trajectory asks for a leap and is refused."""
 
 
 class TrajectoryFollower:
@@ -88,6 +91,7 @@ class TrajectoryFollower:
         times = np.concatenate([[0.0], t[ahead] + offset])
         path = np.vstack([start_q, q[ahead]])
         slopes = None if v is None else np.vstack([start_v, v[ahead]])
+        times[1:] += self._delay(times[1], path[:2], None if slopes is None else slopes[:2])
         reason = self._within_limits(times, path, slopes)
         if reason:
             return reason
@@ -138,6 +142,18 @@ class TrajectoryFollower:
             k = int(np.argmax(np.diff(t) <= 0.0))
             return f'time_from_start must strictly increase, point {k + 1} has {t[k + 1]:.6f} s after {t[k]:.6f} s'
         return ''
+
+    def _delay(self, h: float, q: Array, v: Array | None) -> float:
+        """Time by which the bridge over ``h`` [s] has to be longer to keep the speed limits, at most CATCH_UP [s]."""
+        for delay in np.linspace(0.0, CATCH_UP, 26):
+            span = h + delay
+            if v is None:
+                speed = np.abs(q[1] - q[0]) / span
+            else:
+                speed = _cubic_extrema(q, v, np.full((1, 1), span))[2]
+            if np.all(speed <= self._speed):
+                return float(delay)
+        return 0.0
 
     def _within_limits(self, times: Array, q: Array, v: Array | None) -> str:
         """Extrema of position and speed of the whole path, bridge included."""
