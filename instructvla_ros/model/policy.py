@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from .images import dino_pixels, join_views, siglip_pixels
 
 log = logging.getLogger(__name__)
 
+_SMALL = 30_000_000  # parameters below which threads cost more than they bring, above all beside a simulator
+
 
 def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
     """Policy with the checkpoint, device and number format of the settings.
@@ -39,6 +42,9 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
         settings.checkpoint, device=device, dtype=number, mask=settings.mask or None, revision=settings.revision
     )
     policy = InstructVLAPolicy(bundle, settings, embodiment)
+    if device.type == 'cpu' and 'OMP_NUM_THREADS' not in os.environ:
+        if sum(p.numel() for p in bundle.model.parameters()) < _SMALL:
+            torch.set_num_threads(1)
     if device.type == 'cuda':
         policy.warm_up()
     log.info(

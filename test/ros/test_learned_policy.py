@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import threading
 import time
@@ -24,8 +25,11 @@ import rclpy
 from doubles import CANCELED, Robot, Run, eventually
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from test_demo import gone
+from test_demo import run as run_cli
 
 from instructvla_ros.action import ExecuteInstruction
+from instructvla_ros.evaluation import runlog
 from instructvla_ros.model.checkpoint import save
 from instructvla_ros.model.config import Adapters
 from instructvla_ros.model.instructvla import InstructVLA
@@ -53,6 +57,7 @@ class Graph:
             **settings,
         }
         overrides = [Parameter(name, value=value) for name, value in values.items()]
+        self.others = models()  # a test that failed keeps its model
         self.robot = Robot()
         self.node = PolicyNode(parameter_overrides=overrides)
         self.reasoner = ReasoningNode(self.node.share(), parameter_overrides=overrides)
@@ -148,7 +153,7 @@ def models() -> int:
 def test_chunks_and_the_sentences_they_name(graph: Graph) -> None:
     run = Run(graph.robot, WORDS)
     chunks = graph.chunks(8)
-    assert models() == 1, 'policy and reasoning node share one copy of the weights'
+    assert models() == graph.others + 1, 'policy and reasoning node share one copy of the weights'
     run.cancel()
     result = run.result()
     assert result.status == CANCELED and result.result.outcome == Result.STOPPED
@@ -207,9 +212,9 @@ def test_a_sentence_can_be_read_while_it_grows(graph: Graph) -> None:
     drafts = [s for s in graph.robot.sentences if s.id == chunk.reasoning_id and not s.final]
     whole = graph.said()[chunk.reasoning_id]
     assert whole.tokens == 16, 'the random model speaks to the limit'
-    assert 3 <= len(drafts) <= 8, 'about ten a second of a sentence that takes 0.64 s'
+    assert 2 <= len(drafts) <= 10 * whole.latency + 1, f'ten a second of a sentence that takes {whole.latency:.2f} s'
     tokens = [s.tokens for s in drafts]
-    assert tokens == sorted(set(tokens)) and tokens[-1] < whole.tokens
+    assert tokens == sorted(set(tokens)) and tokens[0] < tokens[-1] <= whole.tokens
     assert all(s.instruction == WORDS and s.kind == Reasoning.PLAN and not s.first_chunk_id for s in drafts)
     assert len(drafts[0].text) < len(whole.text)
     assert {c.reasoning_id for c in graph.chunks(6)} <= set(graph.said()), 'no chunk rests on a draft'
@@ -281,7 +286,7 @@ def test_weights_are_swapped_while_a_goal_runs_and_bad_ones_are_not(graph: Graph
     chunks = graph.chunks(6, count)[1:]  # one of the old weights may have been on its way
     assert {c.checkpoint_revision for c in chunks} == {answer.checkpoint_revision}
     assert {len(c.steps) for c in chunks} == {6 * 7}, 'this model predicts 6 steps'
-    assert models() == 1, 'the old weights are gone'
+    eventually(lambda: models() == graph.others + 1, 10.0, 'the old weights go when their last sentence is said')
     run.cancel()
     assert run.result().result.outcome == Result.STOPPED
 
@@ -295,3 +300,19 @@ def test_a_model_without_words_acts_at_once(checkpoints: dict[str, Path]) -> Non
         run.result()
     finally:
         graph.close()
+
+
+def test_the_demo_runs_a_checkpoint_to_its_time_limit(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ('--policy', 'instructvla', '--checkpoint', str(checkpoints['first']), '--time-limit', '6')
+    folder = tmp_path / 'run'
+    code, out, err = run_cli('demo', *arguments, '--no-video', '--json', '--out', str(folder), cwd=tmp_path)
+    assert code == 1, f'random weights solve nothing:\n{out}\n{err}'
+    result = json.loads(out)
+    # On a machine that is busy with other things the images grow too old, and the controller refuses such chunks.
+    late = result['outcome'] == 'UNSAFE' and 'old' in result['reason']
+    assert not result['success'] and (result['outcome'] == 'TIMEOUT' or late), result
+    assert late or result['duration'] == pytest.approx(6.0, abs=1.5)
+    assert result['chunks'] >= 1 and result['policy'] == 'instructvla'
+    log = runlog.load(folder)
+    assert {r['source'] for r in log.reasoning} == {'instructvla'} and (folder / 'report.html').is_file()
+    assert gone(folder, 2.0)
