@@ -36,7 +36,8 @@ def _model(found: list[dict[str, Any]]) -> Table:
     for model in found:
         table.add_section()
         head = f'{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}'
-        table.add_row(f'[bold]{head}, {model["threads"]} thread(s)[/]', '', '', '', '')
+        cores = f' x {model["threads"]}' if model['device'] == 'cpu' else ''
+        table.add_row(f'[bold]{head}{cores}[/]', '', '', '', '')
         for step in model['steps']:
             table.add_row(
                 step['step'],
