@@ -482,3 +482,16 @@ def test_an_arm_driven_into_a_joint_limit_can_leave_it():
         rig.feed(np.tile([0.03, 0.0, 0.03, 0, 0, 0, 1.0], (8, 1)))
         rig.run(0.2)
     assert rig.q[3] - low > 0.2
+
+
+def test_one_joint_at_its_limit_does_not_pin_the_others_down():
+    """The wrist stands at its limit and is asked to turn further while the tcp is asked to move: the tcp moves."""
+    q = HOME.copy()
+    q[6] = Rig().bounds.upper[6] - 2e-4
+    rig = Rig(q=q, ramp_time=0.0)
+    start = KIN.forward(rig.q)[:3, 3]
+    for _ in range(8):
+        rig.feed(np.tile([0.0, 0.02, -0.01, 0, 0, -0.1, 1.0], (8, 1)))
+        rig.run(0.2)
+    assert np.linalg.norm(KIN.forward(rig.q)[:3, 3] - start) > 0.1
+    assert rig.q[6] <= rig.bounds.upper[6] + 1e-6

@@ -184,8 +184,15 @@ class TimeLaw:
             verdicts.append(Verdict('time_law', VerdictAction.HELD, 'arm', text=text))
             return self.brake(state), tuple(verdicts)
         objection = self._objection(state, proposal)
-        if objection is not None:
-            return self.brake(state), (*verdicts, objection)
+        stopping: list[int] = []
+        while objection is not None:
+            verdicts.append(objection)
+            if objection.rule != 'joint_position' or b.joints.index(objection.subject) in stopping:
+                return self.brake(state), tuple(verdicts)
+            # One joint at its limit must not pin the others down: it stops, they go on if that can still be stopped.
+            stopping.append(b.joints.index(objection.subject))
+            proposal = self._stopping(state, proposal, stopping)
+            objection = self._objection(state, proposal)
         self._report_lag(state, proposal, goal, speed, verdicts)
         return proposal, tuple(verdicts)
 
@@ -209,6 +216,13 @@ class TimeLaw:
         proposal = MotionState(state.q - away + q + speed * period, speed + np.array(v), np.array(a))
         return proposal if np.isfinite(proposal.q).all() and np.isfinite(proposal.dq).all() else None
 
+    def _stopping(self, state: MotionState, proposal: MotionState, joints: list[int]) -> MotionState:
+        """The proposal with some joints on their way to rest instead."""
+        braked = self.brake(state)
+        q, dq, ddq = proposal.q.copy(), proposal.dq.copy(), proposal.ddq.copy()
+        q[joints], dq[joints], ddq[joints] = braked.q[joints], braked.dq[joints], braked.ddq[joints]
+        return MotionState(q, dq, ddq)
+
     def _objection(self, state: MotionState, proposal: MotionState) -> Verdict | None:
         """Why the stop from the proposed state is not acceptable, or None."""
         b = self.bounds
@@ -222,7 +236,7 @@ class TimeLaw:
             k = int(np.argmax(np.maximum(below, above)))
             if max(below[k], above[k]) > POSITION_EPS:
                 value, limit = (low[k], b.lower[k]) if below[k] > above[k] else (high[k], b.upper[k])
-                text = f'{b.joints[k]} could not stop before {limit:.4f} rad (would reach {value:.4f} rad); braking'
+                text = f'{b.joints[k]} could not stop before {limit:.4f} rad (would reach {value:.4f} rad); it stops'
                 numbers = float(value), float(limit)
                 return Verdict('joint_position', VerdictAction.HELD, b.joints[k], *numbers, 'rad', text)
         if self.position is not None:
