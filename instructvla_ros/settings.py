@@ -257,3 +257,19 @@ class Sim:
     task: str = option('pick', 'task at start')
     seed: int = option(0, 'seed at start', ge=0)
     randomization: Randomization = option(Randomization, 'domain randomisation')
+
+
+@dataclass(frozen=True)
+class Visual:
+    """What viz_node shows in RViz."""
+
+    rate: float = option(10.0, 'marker messages per second while somebody looks', unit='Hz', ge=0.5, le=60.0)
+    fade_time: float = option(3.0, 'time in which a replaced chunk fades', unit='s', ge=0.1, le=60.0)
+    verdict_time: float = option(6.0, 'time in which a safety verdict fades', unit='s', ge=0.1, le=600.0)
+    executed_time: float = option(30.0, 'how much of the executed path is kept', unit='s', ge=0.1, le=3600.0)
+    thoughts: int = option(6, 'earlier sentences beside the workspace', ge=0, le=20)
+    view: str = option('third_person', 'view that annotated_image is made from')
+    image_rate: float = option(5.0, 'annotated images per second at most', unit='Hz', ge=0.1, le=30.0)
+    publish_tf: bool = option(
+        False, 'publish the links of the robot on /tf; only where no robot_state_publisher runs'
+    )

@@ -20,6 +20,7 @@ from launch.substitutions import (
     IfElseSubstitution,
     LaunchConfiguration,
     NotSubstitution,
+    OrSubstitution,
     PathJoinSubstitution,
 )
 from launch_ros.actions import Node
@@ -80,6 +81,18 @@ def generate_launch_description() -> LaunchDescription:
         ),
         DeclareLaunchArgument('task', default_value='put', description='task the simulator starts with'),
         DeclareLaunchArgument('seed', default_value='0', description='seed of that task'),
+        DeclareLaunchArgument(
+            'viz',
+            default_value='true',
+            choices=['true', 'false'],
+            description='start viz_node: markers, paths and an annotated image; idle while nobody looks',
+        ),
+        DeclareLaunchArgument(
+            'rviz',
+            default_value='false',
+            choices=['true', 'false'],
+            description='start RViz with config/instructvla.rviz (package rviz2), and viz_node',
+        ),
         DeclareLaunchArgument('use_sim_time', default_value='false', description='take the time from /clock'),
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
         DeclareLaunchArgument(
@@ -127,6 +140,21 @@ def generate_launch_description() -> LaunchDescription:
         thinking,
         condition=IfCondition(EqualsSubstitution(LaunchConfiguration('reasoning'), 'separate')),
     )
+    rviz = LaunchConfiguration('rviz')
+    # The links come from viz_node in the simulator only: a real arm brings its own robot_state_publisher.
+    viz = node(
+        'viz_node',
+        {'publish_tf': value(simulated, bool)},
+        condition=IfCondition(OrSubstitution(LaunchConfiguration('viz'), rviz)),
+    )
+    screen = Node(
+        package='rviz2',
+        executable='rviz2',
+        output='screen',
+        arguments=['-d', PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'instructvla.rviz'])],
+        parameters=[{'use_sim_time': value('use_sim_time', bool)}],
+        condition=IfCondition(rviz),
+    )
 
     def ends(needed: Node, why: str) -> RegisterEventHandler:
         # Without the simulator or the controller the rest would only wait: say so and stop.
@@ -148,5 +176,7 @@ def generate_launch_description() -> LaunchDescription:
             controller,
             policy,
             reasoning,
+            viz,
+            screen,
         ]
     )

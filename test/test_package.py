@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'pink': 'pin-pink'}
 # ROS packages that are used when they are there and never required.
-OPTIONAL_ROS = {'cv_bridge', 'moveit', 'moveit_msgs', 'control_msgs', 'franka_msgs', 'tf2_ros', 'launch', 'launch_ros'}
+OPTIONAL_ROS = {'cv_bridge', 'moveit', 'moveit_msgs', 'control_msgs', 'franka_msgs', 'tf2_ros', 'tf2_msgs', 'launch', 'launch_ros'}
 
 
 def normal(name: str) -> str:
@@ -129,7 +129,7 @@ def test_ament_index_and_executables() -> None:
     if where is None:
         pytest.skip('the package is not installed with pip or colcon')
     assert (where / 'share/ament_index/resource_index/packages' / PACKAGE).is_file()
-    for node in ('policy_node', 'reasoning_node', 'controller_node', 'sim_node', 'episode_node'):
+    for node in ('policy_node', 'reasoning_node', 'controller_node', 'sim_node', 'episode_node', 'viz_node'):
         file = where / 'lib' / PACKAGE / node
         assert file.is_file() and os.access(file, os.X_OK), f'{file} is not there or not executable'
 

@@ -48,6 +48,9 @@ LATCHED = _profile(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REASONING = _profile(10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Sentences of the model: who comes late gets the last ten."""
 
+TRANSFORMS = _profile(100)
+"""/tf, as tf2_ros has it."""
+
 
 def chunk_executor(lease: float) -> QoSProfile:
     """Subscriber that moves an arm: takes chunks only from publishers that prove that their process lives.

@@ -61,7 +61,7 @@ def test_every_argument_is_described():
 
 def test_the_simulator_comes_with_the_expert_and_moves():
     nodes = started()
-    assert set(nodes) == {'sim_node', 'controller_node', 'policy_node'}
+    assert set(nodes) == {'sim_node', 'controller_node', 'policy_node', 'viz_node'}
     assert nodes['policy_node']['policy'] == 'expert'
     assert nodes['controller_node'] == {
         'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True
@@ -70,7 +70,7 @@ def test_the_simulator_comes_with_the_expert_and_moves():
 
 def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
     nodes = started(robot='real')
-    assert set(nodes) == {'controller_node', 'policy_node'}
+    assert set(nodes) == {'controller_node', 'policy_node', 'viz_node'}
     assert nodes['policy_node']['policy'] == 'hold'
     assert nodes['controller_node']['dry_run'] is True
     assert nodes['controller_node']['start_enabled'] is False
@@ -89,6 +89,10 @@ def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
         ('task', 'stack', 'sim_node', 'task', 'stack'),
         ('seed', '7', 'sim_node', 'seed', 7),
         ('use_sim_time', 'true', 'policy_node', 'use_sim_time', True),
+        ('embodiment', 'panda.yaml', 'viz_node', 'embodiment', 'panda.yaml'),
+        ('robot', 'sim', 'viz_node', 'publish_tf', True),
+        ('robot', 'real', 'viz_node', 'publish_tf', False),
+        ('rviz', 'true', 'viz_node', 'use_sim_time', False),
     ],
 )
 def test_arguments_reach_their_node(argument, given, executable, parameter, expected):
@@ -97,6 +101,12 @@ def test_arguments_reach_their_node(argument, given, executable, parameter, expe
 
 def test_reasoning_in_its_own_process():
     assert 'reasoning_node' in started(reasoning='separate')
+
+
+def test_rviz_shows_and_viz_can_be_left_out():
+    assert {'rviz2', 'viz_node'} <= set(started(rviz='true', viz='false'))
+    assert not {'rviz2', 'viz_node'} & set(started(viz='false'))
+    assert 'rviz2' not in started()
 
 
 @pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
@@ -123,7 +133,7 @@ def test_show_args_and_a_life_from_start_to_ctrl_c(tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     text = (tmp_path / 'out.txt').read_text()
-    assert text.count('finished cleanly') == 3, text
+    assert text.count('finished cleanly') == 4, text
     assert 'process has died' not in text, text
 
 
