@@ -212,6 +212,17 @@ class PolicySettings:
         '', "attention mask of the action expert; empty: the checkpoint's", choices=('', 'bias', 'block')
     )
     seed: int = option(0, 'of the noise the actions start from', ge=0)
+    realtime: str = option(
+        'off',
+        'how a chunk of the learned policy continues the one being executed: not, mixed with it, or sampled towards it',
+        choices=('off', 'blend', 'guided'),
+    )
+    realtime_beta: float = option(
+        10.0, 'bound of the guidance weight; above euler_steps it may overshoot', ge=0.0, le=100.0
+    )
+    realtime_latency: float = option(
+        0.0, 'camera to model plus model to arm, beyond the measured time of the model', unit='s', ge=0.0, le=5.0
+    )
 
 
 @dataclass(frozen=True)

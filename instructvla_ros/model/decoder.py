@@ -30,10 +30,16 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, heads, N, dim) behind ``length`` and return everything up to there (``length`` is not moved)."""
+        """Write (B, heads, N, dim) behind ``length`` and return everything up to there (``length`` is not moved).
+
+        Keys with a gradient are returned but not kept.
+        """
         end = self.length + key.shape[2]
         if end > self.capacity:
             raise ValueError(f'KV cache holds {self.capacity} positions, {end} are needed')
+        if key.requires_grad:  # written in place, the buffer would carry this graph into the next call
+            kept = self.data[layer, :, :, :, : self.length]
+            return torch.cat((kept[0], key), dim=2), torch.cat((kept[1], value), dim=2)
         self.data[layer, 0, :, :, self.length : end] = key
         self.data[layer, 1, :, :, self.length : end] = value
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]

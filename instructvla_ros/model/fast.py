@@ -18,6 +18,7 @@ from .decoder import KVCache
 from .flow import integrate
 from .instructvla import InstructVLA
 from .lora import Gate, LoraLinear
+from .realtime import Guide, sample_guided
 
 OnToken = Callable[[int], None]
 
@@ -168,11 +169,20 @@ class FastPath:
         steps: int = 10,
         mask: str | None = None,
         trace: list[Tensor] | None = None,
+        guide: Guide | None = None,
     ) -> Tensor:
-        """Normalised actions (B, H, 7) before clipping. See :meth:`InstructVLA.chunk`."""
+        """Normalised actions (B, H, 7) before clipping. See :meth:`InstructVLA.chunk`.
+
+        ``guide`` makes every row continue the chunk being executed (:func:`~.realtime.sample_guided`).
+        """
         prefix = self.model.expert.prefix(latent, views, proprio)
         velocity = self._blocked(prefix) if (mask or self.model.config.expert.mask) == 'block' else self._biased(prefix)
-        return integrate(velocity, noise, steps, trace)
+        if guide is None:
+            return integrate(velocity, noise, steps, trace)
+        previous = torch.from_numpy(guide.previous)[None]
+        return sample_guided(
+            velocity, noise, previous, guide.delay_steps, guide.execution_steps, guide.beta, steps, trace
+        )
 
     def _blocked(self, prefix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Under the block mask the prefix does not see the actions: its keys and values serve every Euler step."""

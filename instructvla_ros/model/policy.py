@@ -22,6 +22,7 @@ from .checkpoint import Bundle
 from .checkpoint import load as load_checkpoint
 from .fast import FastPath, Session, merge_adapters
 from .images import dino_pixels, join_views, siglip_pixels
+from .realtime import Continuation
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +136,13 @@ class InstructVLAPolicy:
         self._statistics = bundle.dataset(settings.dataset)
         merge_adapters(bundle.model)
         self._engine = FastPath(bundle.model)
+        self._continuation = Continuation(
+            settings.realtime,
+            settings.realtime_beta,
+            settings.step_period,
+            min(settings.horizon, config.horizon),
+            settings.realtime_latency,
+        )
         self._lock = threading.Lock()
         self._epoch = 0
         self.reset()
@@ -147,6 +155,7 @@ class InstructVLAPolicy:
             self._uses = 0
             self._said: tuple[str, int, Session, str] | None = None
             self._generator = torch.Generator().manual_seed(self._settings.seed)
+            self._continuation.reset()
 
     def think(self, observation: Observation) -> Reasoning | None:
         """Say what to do next; None for a model without words. ``final`` is False when a reset cut it short."""
@@ -166,16 +175,28 @@ class InstructVLAPolicy:
         with self._lock:
             epoch, thought, uses = self._epoch, self._thought, self._uses
             noise = self._bundle.model.noise(1, self._generator)
+            guide = self._continuation.guide(observation.stamp_ns, observation.instruction)
         frame = self._frame(observation)
         stale = thought is None or thought.instruction != observation.instruction
         if thought is None or stale or uses >= self._settings.latent_period:
             thought, uses = self._conclude(frame, observation.instruction, reasoning), 0
-        raw = self._engine.chunk(thought.latent, frame.views, frame.proprio, noise, steps=self._settings.euler_steps)
-        steps = self._statistics.unnormalize(self._statistics.finish(raw[0].double().cpu().numpy()))
+        raw = self._engine.chunk(
+            thought.latent,
+            frame.views,
+            frame.proprio,
+            noise,
+            steps=self._settings.euler_steps,
+            guide=guide if self._settings.realtime == 'guided' else None,
+        )
+        normalized = self._statistics.finish(raw[0].double().cpu().numpy())
+        normalized = self._continuation.finish(normalized, guide)
+        steps = self._statistics.unnormalize(normalized)
+        latency = time.perf_counter() - started
         with self._lock:
+            self._continuation.measured(latency)
             if epoch == self._epoch:
                 self._thought, self._uses = thought, uses + 1
-        latency = time.perf_counter() - started
+                self._continuation.keep(observation.stamp_ns, observation.instruction, normalized)
         return ActionChunk(
             id=new_id('chunk'),
             observation_stamp_ns=observation.stamp_ns,
@@ -209,6 +230,7 @@ class InstructVLAPolicy:
         self.infer(observation, self.think(observation))
         self.infer(observation, None)
         self.reset()
+        self._continuation.reset(latencies=True)
 
     def _speak(self, observation: Observation, prompt: np.ndarray, words: str, kind: ReasoningKind) -> Reasoning:
         started = time.perf_counter()
