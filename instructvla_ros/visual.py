@@ -26,7 +26,7 @@ MAX_POINTS = 64  # drawn per chunk; the path topic has all of them
 MAX_EXECUTED = 500
 _TIES = 64  # sentences whose chunks are counted
 _SAME_PLACE = 0.05  # m: equal verdicts nearer than this are one marker with a count
-_CROWDED = 0.15  # m: texts of verdicts nearer than this stand above each other
+_CROWDED = 0.3  # m: texts of verdicts nearer than this stand above each other
 _EXECUTED_STEP = 0.003  # m
 _THOUGHT_WIDTH, _HISTORY_WIDTH, _VERDICT_WIDTH = 36, 46, 44  # characters
 _LINE = 1.25  # line height per text height
@@ -363,12 +363,12 @@ class Board:
     def _event(self, event: _Event, alpha: float) -> list[Shape]:
         color = (*_VERDICT_COLORS[event.verdict.action], alpha)
         height = 0.028
-        lift = 0.07 + event.level * 3.5 * height * _LINE
+        lift = 0.02 + event.level * 3.5 * height * _LINE
         return [
             Shape('verdict_place', event.serial, Kind.SPHERE, (0.025,) * 3, color, position=event.position,
                   text=event.verdict.chunk_id),
             Shape('verdict', event.serial, Kind.TEXT, (height,) * 3, color,
-                  position=event.position + [0.0, -0.18, lift], text='\n'.join(describe(event.verdict, event.count))),
+                  position=event.position + [0.0, -0.28, lift], text='\n'.join(describe(event.verdict, event.count))),
         ]  # fmt: skip
 
     def _thought(self) -> list[Shape]:
