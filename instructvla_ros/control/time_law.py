@@ -22,6 +22,7 @@ from .bounds import Bounds
 
 POSITION_EPS = 1e-7  # rad: rounding of the stop's extrema
 BOX_TOLERANCE = 0.002  # m: how far the curved path of a stop may leave the flat faces of the tcp box
+BOX_CHECK = 0.0015  # m: the same for the three points of the stop that are looked at; the rest is for what lies between
 LONGEST = 60.0  # s
 FOLLOW_TOLERANCE = 1e-3  # rad: a lag beyond this is reported
 Position = Callable[[Array], Array]
@@ -241,7 +242,7 @@ class TimeLaw:
                 return Verdict('joint_position', VerdictAction.HELD, b.joints[k], *numbers, 'rad', text)
         if self.position is not None:
             excess, axis, value, limit = self._outside_box(proposal, plan)
-            if excess > BOX_TOLERANCE:
+            if excess > BOX_CHECK:
                 reference = reference or state.plan or plan_stop(state, b.acceleration, b.jerk)
                 if excess > self._outside_box(state, reference)[0] + 1e-6:
                     text = f'the tcp could not stop before {axis} = {limit:.4f} m (would reach {value:.4f} m); braking'
