@@ -349,6 +349,7 @@ def _bind_to_parent(parent: int) -> Callable[[], None] | None:
 
     def bind() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that starts us in the background has it ignored
         if os.getppid() != parent:  # it died in between
             os._exit(1)
 

@@ -50,6 +50,7 @@ def count(result: Path) -> Counter[str]:
 
 def main(arguments: list[str]) -> int:
     """Run every group; return 0 when all of them passed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored when a shell started us in the background
     plain = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test').glob('test_*.py'))
     graph = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test' / 'ros').glob('test_*.py'))
     outcomes: Counter[str] = Counter()

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Import name -> name on the package index, where they differ.
 DISTRIBUTIONS = {'PIL': 'pillow', 'yaml': 'pyyaml', 'pinocchio': 'pin', 'pink': 'pin-pink'}
 # ROS packages that are used when they are there and never required.
-OPTIONAL_ROS = {'cv_bridge', 'moveit', 'moveit_msgs', 'control_msgs', 'franka_msgs', 'tf2_ros', 'tf2_msgs', 'launch', 'launch_ros'}
+OPTIONAL_ROS = {
+    'cv_bridge', 'moveit', 'moveit_msgs', 'control_msgs', 'franka_msgs', 'tf2_ros', 'tf2_msgs', 'launch', 'launch_ros',
+}
 
 
 def normal(name: str) -> str:

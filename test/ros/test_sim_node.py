@@ -164,7 +164,7 @@ def test_trajectories_move_the_arm_and_bad_ones_are_refused_with_a_reason(start)
     )
     client.move(goal[:6], names=EMBODIMENT.arm_joints[:6])
     eventually(lambda: sim.diagnostics.counted('trajectories rejected') == 1, what='rejection')
-    client.move(HOME, seconds=0.01)
+    client.move(HOME + np.array([1.5, 0, 0, 0, 0, 0, 0]), seconds=0.01)
     eventually(lambda: sim.diagnostics.counted('trajectories rejected') == 2, what='rejection of a jump')
     values = {v.key: v.value for v in sim.diagnostics.status().values}
     assert 'rad/s' in values['trajectories rejected [last reason]']
