@@ -102,6 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as err:  # a full disk, a folder that may not be written
+        if err.filename is None:
+            raise
+        print(f'instructvla {arguments[0]}: {err.filename}: {err.strerror}; choose another place', file=sys.stderr)
+        return 2
 
 
 if __name__ == '__main__':

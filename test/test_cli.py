@@ -322,3 +322,12 @@ def test_progress_says_how_a_stop_drill_went(capsys):
         progress.update({'event': 'result', 'success': False, 'drill': {'latched': None, 'rest': None, 'travel': 1.0}})
     said = capsys.readouterr().err
     assert 'at rest after 0.21 s' in said and 'did not come to rest' in said
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    pytest.importorskip('rclpy', reason='the demo needs ROS 2')
+    occupied = tmp_path / 'file'
+    occupied.write_text('')
+    assert cli.main(['demo', '--no-video', '--out', str(occupied / 'run')]) == 2
+    error = capsys.readouterr().err
+    assert str(occupied) in error and 'Traceback' not in error
