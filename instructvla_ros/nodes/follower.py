@@ -68,6 +68,7 @@ class Follower:
         self._stopped = False
         self._woken = False
         self._closing = False
+        sentences.listen(self.wake)  # the first chunk of an instruction waits for its sentence
         self._thread = threading.Thread(target=self._run, name='follower', daemon=True)
         self._thread.start()
 

@@ -22,6 +22,11 @@ class Sentences:
         self._instruction = ''
         self._newest: Reasoning | None = None
         self._silent = False
+        self._on_news: Callable[[], None] = lambda: None
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """Call ``on_news`` from now on when a sentence has come, or will not come."""
+        self._on_news = on_news
 
     def start(self, instruction: str) -> None:
         """Forget the sentences so far; only those about ``instruction`` are kept from now on."""
@@ -31,14 +36,20 @@ class Sentences:
     def put(self, reasoning: Reasoning) -> None:
         """Offer a sentence; answers, captions, drafts and sentences about something else are not kept."""
         with self._lock:
-            if reasoning.kind is ReasoningKind.PLAN and reasoning.final and reasoning.instruction == self._instruction:
-                self._newest = reasoning
+            if reasoning.kind is not ReasoningKind.PLAN or not reasoning.final:
+                return
+            if reasoning.instruction != self._instruction:
+                return
+            self._newest = reasoning
+        self._on_news()
 
     def put_silence(self, instruction: str) -> None:
         """The policy has no words for ``instruction``: nobody has to wait for them."""
         with self._lock:
-            if instruction == self._instruction:
-                self._silent = True
+            if instruction != self._instruction:
+                return
+            self._silent = True
+        self._on_news()
 
     def newest(self) -> tuple[Reasoning | None, bool]:
         """The sentence, or None, and whether one may still come."""
