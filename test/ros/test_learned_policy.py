@@ -22,7 +22,7 @@ pytest.importorskip('transformers', reason='the model needs transformers (pip in
 
 import model_doubles
 import rclpy
-from doubles import CANCELED, Robot, Run, eventually
+from doubles import CANCELED, Robot, Run, eventually, shut_down
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from test_demo import gone
@@ -96,13 +96,7 @@ class Graph:
         return {s.id: s for s in self.robot.sentences if s.final and s.kind == Reasoning.PLAN}
 
     def close(self) -> None:
-        for node in reversed(self.nodes):
-            node.close()
-        for executor, thread in zip(self._executors, self._threads, strict=True):
-            executor.shutdown(timeout_sec=2.0)
-            thread.join(timeout=2.0)
-        for node in (*self.nodes, self.robot):
-            node.destroy_node()
+        shut_down(self.nodes, self.robot, self._executors, self._threads)
 
 
 @pytest.fixture(scope='module', autouse=True)

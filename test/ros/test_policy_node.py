@@ -15,7 +15,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 pytest.importorskip('instructvla_ros.msg', reason='the messages are not built')
 
 import rclpy
-from doubles import ABORTED, CANCELED, SUCCEEDED, Robot, Run, ScriptedPolicy, eventually
+from doubles import ABORTED, CANCELED, SUCCEEDED, Robot, Run, ScriptedPolicy, eventually, shut_down
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage
@@ -65,13 +65,7 @@ class Graph:
         return future.result()
 
     def close(self) -> None:
-        for node in reversed(self.nodes):
-            node.close()
-        for executor, thread in zip(self._executors, self._threads, strict=True):
-            executor.shutdown(timeout_sec=2.0)
-            thread.join(timeout=2.0)
-        for node in (*self.nodes, self.robot):
-            node.destroy_node()
+        shut_down(self.nodes, self.robot, self._executors, self._threads)
 
 
 @pytest.fixture(scope='module', autouse=True)

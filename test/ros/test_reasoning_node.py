@@ -13,7 +13,7 @@ pytest.importorskip('instructvla_ros.msg', reason='the messages are not built')
 
 import numpy as np
 import rclpy
-from doubles import Robot, Run, ScriptedPolicy, eventually
+from doubles import Robot, Run, ScriptedPolicy, eventually, shut_down
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
@@ -48,13 +48,7 @@ class Graph:
             self._threads[-1].start()
 
     def close(self) -> None:
-        for node in self.nodes:
-            node.close()
-        for executor, thread in zip(self._executors, self._threads, strict=True):
-            executor.shutdown(timeout_sec=2.0)
-            thread.join(timeout=2.0)
-        for node in (*self.nodes, self.robot):
-            node.destroy_node()
+        shut_down(self.nodes, self.robot, self._executors, self._threads)
 
 
 @pytest.fixture(scope='module', autouse=True)
