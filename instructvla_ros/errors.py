@@ -38,6 +38,10 @@ class CheckpointError(InstructVLAError):
     """A checkpoint is incomplete, of another variant, or not safe to load."""
 
 
+class DataError(InstructVLAError):
+    """A recording, dataset or annotation cannot be used as training data."""
+
+
 class SetupError(InstructVLAError):
     """Something this machine lacks: a library, a device, a file of this package."""
 
