@@ -1,4 +1,4 @@
-"""The only prompt strings of the package: chat template, messages, token ids, label masks (specification 1)."""
+"""From messages to tokens: chat template, messages of the policy, token ids, label masks (specification 1)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ObservationError
+from ..wording import ACTION, REASON, SYSTEM, defuse
 from .tokenizer import IM_END, IM_START, IMG_CLOSE, IMG_CONTEXT, IMG_OPEN, PAD, query_tokens
 
-SYSTEM = 'You are a helpful assistant.'
-ACTION = 'What action should the robot take to {}?'
-REASON = ACTION + ' First answer my question.'
-PRIMITIVE = ACTION + ' Give both move primitive and action.'
 IGNORE = -100
 
 Ids = NDArray[np.int64]
@@ -173,9 +170,7 @@ def safe(text: str, limit: int = 4000) -> str:
         raise ObservationError('the instruction is empty; say what the robot should do')
     if len(text) > limit:
         raise ObservationError(f'the instruction has {len(text)} characters, at most {limit} are allowed')
-    for opening in ('<|', '<img', '</img', '<IMG_CONTEXT', '<new_token_'):
-        text = text.replace(opening, opening[0] + ' ' + opening[1:])
-    return text
+    return defuse(text)
 
 
 def _user(template: str, instruction: str) -> Message:
