@@ -39,6 +39,7 @@ class Meta:
     Attributes:
         step_period: time between two frames [s]. views: name -> (width, height) [px].
         delta_frame: 'base' or 'tool'; rotation: 'rpy' or 'rotvec', of the actions. frame_id: robot base frame.
+        chunk_period: step of the chunks in ``extras['chunks']`` [s]; 0: ``step_period``.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Meta:
     rotation: str = 'rpy'
     frame_id: str = ''
     notes: str = ''
+    chunk_period: float = 0.0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.step_period) and self.step_period > 0.0):
