@@ -44,6 +44,17 @@ class Gripper:
     speed: float = option(0.1, 'finger speed', unit='m/s', ge=0.001, le=1.0)
     close_below: float = option(0.4, 'openness below which an open gripper is told to close', ge=0.0, le=1.0)
     open_above: float = option(0.6, 'openness above which a closed gripper is told to open', ge=0.0, le=1.0)
+    driver: str = option(
+        'topic',
+        'who moves the fingers: topic (the simulator), franka (franka_msgs Move and Grasp), gripper_command or '
+        'parallel_gripper_command (control_msgs actions)',
+        choices=('topic', 'franka', 'gripper_command', 'parallel_gripper_command'),
+    )
+    action: str = option('auto', 'name of the driver, for franka without /move and /grasp; auto: the usual one')
+    command: str = option(
+        'half', "position in a GripperCommand: half the width (one finger's joint) or the full width",
+        choices=('half', 'full'),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.close_below > self.open_above:
@@ -136,11 +147,66 @@ class Safety:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """A box in the planning scene."""
+
+    name: str = option('', 'in the planning scene')
+    size: Vec3 = option((0.1, 0.1, 0.1), 'along its own axes', unit='m', ge=0.001, le=10.0)
+    position: Vec3 = option((0.0, 0.0, 0.0), 'of its centre in the base frame', unit='m')
+    rpy: Vec3 = option((0.0, 0.0, 0.0), 'roll, pitch, yaw in the base frame', unit='rad')
+    touch_links: tuple[str, ...] = option((), 'links that may touch it')
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError('obstacle: a box in the planning scene needs a name')
+
+
+@dataclass(frozen=True)
+class MoveIt:
+    """Backend moveit: which move_group is asked, what it is told, and for how long it may think (docs/moveit.md)."""
+
+    namespace: str = option('', 'namespace of move_group, empty for none')
+    group: str = option('auto', "planning group of the arm; auto: the embodiment's name + _arm")
+    tip: str = option('', 'link whose path is sent with check: cartesian; empty: tcp_frame of the embodiment')
+    check: str = option(
+        'states',
+        'states: validity of each joint state on the way (our kinematics); cartesian: one Cartesian path (its own)',
+        choices=('states', 'cartesian'),
+    )
+    spacing: float = option(0.1, 'time between two states of a chunk that are checked', unit='s', ge=0.01, le=1.0)
+    timeout: float = option(0.15, 'longest wait for the verdict on a chunk', unit='s', ge=0.01, le=2.0)
+    startup_wait: float = option(20.0, 'longest wait for move_group at start', unit='s', ge=0.0, le=600.0)
+    elbow: float = option(
+        0.3, 'largest difference of a joint between its path and ours with check: cartesian', unit='rad', ge=0.0, le=3.14
+    )
+    planning_time: float = option(5.0, 'time to plan a large motion (home)', unit='s', ge=0.1, le=60.0)
+    scene: bool = option(True, 'put table and obstacles into the planning scene at start')
+    table_size: Vec3 = option((1.6, 1.6, 0.05), 'of the table box; its top is at safety.table_height', unit='m', ge=0.001)
+    table_center: tuple[float, float] = option((0.4, 0.0), 'x, y of the table in the base frame', unit='m')
+    table_touch_links: tuple[str, ...] = option(
+        ('link0', 'link1', 'hand', 'hand_tcp', 'leftfinger', 'rightfinger'),
+        "links (without the embodiment's prefix) that may touch the table: it carries the base, fingers reach down to it",
+    )
+    obstacles: tuple[Obstacle, ...] = option((), 'boxes in the planning scene')
+
+    def __post_init__(self) -> None:
+        names = [o.name for o in self.obstacles] + ['table']
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f'moveit.obstacles: the name {name!r} is used twice (the table is called table)')
+
+
+@dataclass(frozen=True)
 class Control:
     """Controller node (config/controller.yaml)."""
 
     rate: float = option(100.0, 'controller periods per second', unit='Hz', ge=10.0, le=1000.0)
-    backend: str = option('direct', 'who turns poses into joints', choices=('direct', 'moveit'))
+    backend: str = option(
+        'direct',
+        'direct: our own kinematics and self-collision check; moveit: every chunk is also checked by move_group',
+        choices=('direct', 'moveit'),
+    )
+    backend_fallback: bool = option(False, 'start with direct when backend moveit is not available')
     strategy: str = option(
         'replace', 'what a new chunk does to the old one', choices=('replace', 'ensemble', 'blend')
     )
@@ -169,6 +235,8 @@ class Control:
     )
     start_enabled: bool = option(False, 'enable at start-up; only for simulation')
     dry_run: bool = option(False, 'publish everything, move nothing')
+    home_speed: float = option(0.2, 'share of the joint speeds on the way home', ge=0.01, le=1.0)
+    moveit: MoveIt = option(MoveIt, 'backend moveit')
     safety: Safety = option(Safety, 'safety ladder')
 
 
@@ -284,3 +352,18 @@ class Visual:
     publish_tf: bool = option(
         False, 'publish the links of the robot on /tf; only where no robot_state_publisher runs'
     )
+
+
+@dataclass(frozen=True)
+class Web:
+    """The operator's page (web_node)."""
+
+    host: str = option('127.0.0.1', 'address to listen on; other than loopback needs a token')
+    port: int = option(8765, 'TCP port; 0: any free one', ge=0, le=65535)
+    token_file: str = option('', 'file whose first line is the token; empty: a new token, none on loopback')
+    rate: float = option(15.0, 'states per second while somebody looks', unit='Hz', ge=1.0, le=60.0)
+    image_rate: float = option(8.0, 'pictures per second and camera at most', unit='Hz', ge=0.1, le=30.0)
+    image_width: int = option(640, 'width above which pictures are made smaller', unit='px', ge=64, le=4096)
+    image_quality: int = option(75, 'JPEG quality', ge=1, le=95)
+    viewers: int = option(8, 'browsers at the same time', ge=1, le=100)
+    stale_after: float = option(1.0, 'age from which what is shown is greyed', unit='s', ge=0.1, le=60.0)
