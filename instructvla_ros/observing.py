@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import pairing
 from .datatypes import Image, Observation, RobotState, SceneState
 from .errors import ConfigError
-from .geometry import Array, xyz_rpy_from_pose
+from .geometry import Array
 from .settings import PolicySettings
 
 JOINT_STATES = 'joint_states'
 SIM_STATE = 'sim_state'
 _NS = 1e-9
-_FRAMES = 4  # per view: enough to find partners for a camera that lags by two frames
 _STATES = 4096
 _SCENES = 16
 
@@ -77,7 +77,7 @@ class Synchronizer:
         self._max_future = max_future
         self._jump_ns = int(jump * 1e9)
         self._lock = threading.Lock()
-        self._views: dict[str, deque[tuple[int, Image]]] = {name: deque(maxlen=_FRAMES) for name in views}
+        self._views: dict[str, deque[tuple[int, Image]]] = {name: deque(maxlen=pairing.FRAMES_KEPT) for name in views}
         self._states: deque[RobotState] = deque(maxlen=_STATES)
         self._scenes: deque[SceneState] = deque(maxlen=_SCENES)
         history = settings.max_view_age + settings.max_state_age + settings.sync_slop
@@ -155,13 +155,10 @@ class Synchronizer:
             if isinstance(scene, Stale):
                 return scene
             tcp = self._forward(state.q)  # inside the lock: kinematics libraries work on shared buffers
-        proprio = np.zeros(8)
-        proprio[:6] = xyz_rpy_from_pose(tcp)
-        proprio[7] = min(max(state.gripper, 0.0), 1.0)
         return Observation(
             stamp_ns=stamp,
             views={name: image for name, (_, image) in chosen.items()},
-            proprio=proprio,
+            proprio=pairing.proprio(tcp, state.gripper),
             q=state.q,
             dq=state.dq,
             frame_id=self._frame_id,
@@ -219,16 +216,9 @@ class Synchronizer:
     def _pair(self) -> dict[str, tuple[int, Image]] | Stale:
         """Newest set with one frame per view whose stamps lie within the slop of its oldest member."""
         slop = int(self._settings.sync_slop * 1e9)
-        anchors = sorted((s for frames in self._views.values() for s, _ in frames), reverse=True)
-        for anchor in anchors:
-            chosen: dict[str, tuple[int, Image]] = {}
-            for name, frames in self._views.items():
-                near = next((f for f in frames if f[0] >= anchor), None)
-                if near is None or near[0] - anchor > slop:
-                    break
-                chosen[name] = near
-            else:
-                return chosen
+        chosen = pairing.newest_set(self._views, slop)
+        if chosen is not None:
+            return chosen
         newest = {name: frames[-1][0] for name, frames in self._views.items()}
         late, early = min(newest, key=lambda n: newest[n]), max(newest, key=lambda n: newest[n])
         spread = (newest[early] - newest[late]) * _NS
@@ -257,16 +247,8 @@ class Synchronizer:
                 before = state
                 break
             after = state
-        limit_ns = int(limit * 1e9)
-        if before is not None and after is not None and after.stamp_ns - before.stamp_ns <= limit_ns:
-            s = (stamp - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
-            return RobotState(
-                stamp_ns=stamp,
-                q=(1.0 - s) * before.q + s * after.q,
-                dq=(1.0 - s) * before.dq + s * after.dq,
-                gripper=(1.0 - s) * before.gripper + s * after.gripper,
-            )
-        near = min((c for c in (before, after) if c is not None), key=lambda c: abs(c.stamp_ns - stamp))
+        near = pairing.state_between(before, after, stamp, int(limit * 1e9))
+        assert near is not None  # there is at least one state
         gap = abs(near.stamp_ns - stamp) * _NS
         if gap > limit:
             return Stale(

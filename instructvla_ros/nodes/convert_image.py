@@ -13,8 +13,9 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as ImageMsg
 
-from .. import imaging
+from .. import decoding, imaging
 from ..datatypes import Image
+from ..decoding import compressed_from_msg as compressed_from_msg
 from ..errors import ObservationError
 from .convert import stamp_to_msg
 
@@ -40,18 +41,7 @@ def image_from_msg(message: ImageMsg) -> Image:
         row_bytes = message.width * (2 if encoding.startswith('yuv') or encoding.endswith('16') else 1)
         imaging.check_layout(len(message.data), message.height, message.width, message.step, row_bytes, encoding)
         return np.asarray(_bridge.imgmsg_to_cv2(message, 'rgb8'))
-    return imaging.to_rgb(
-        message.data, message.height, message.width, message.step, encoding, bool(message.is_bigendian)
-    )
-
-
-def compressed_from_msg(message: CompressedImage) -> Image:
-    """Colour image (H, W, 3) uint8 RGB of a JPEG or PNG message.
-
-    Raises:
-        ObservationError: not decodable, or a depth image.
-    """
-    return imaging.decode(message.data, message.format)
+    return decoding.image_from_msg(message)
 
 
 def compressed_to_msg(rgb: Image, stamp_ns: int, frame_id: str, quality: int) -> CompressedImage:
