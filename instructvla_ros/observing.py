@@ -115,6 +115,15 @@ class Synchronizer:
                 self._scenes.append(scene)
             return problem
 
+    def discard(self, view: str, stamp_ns: int) -> None:
+        """Forget one image, for whoever feeds place-holders and finds the picture unusable when it decodes it."""
+        with self._lock:
+            frames = self._views.get(view)
+            for k, (stamp, _) in enumerate(frames or ()):
+                if frames is not None and stamp == stamp_ns:
+                    del frames[k]
+                    return
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -1,0 +1,441 @@
+"""Yesterday's recording through today's policy, without ROS: deterministic, and as fast as this machine can.
+
+The clock is the recording's. Observations come out of the same ``Synchronizer`` as in the graph, the policy is asked
+at its own rate, the first chunk of an instruction waits for its sentence, and the controller of the graph runs in
+dry-run over the recorded joint states and says what it would have refused, scaled, clipped or held. The arm follows
+the recording, never the policy: that is what an open-loop comparison can and cannot say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..config import replace as changed
+from ..control.bounds import Bounds
+from ..control.controller import Controller
+from ..control.kinematics import Kinematics
+from ..control.safety_chunk import check_chunk
+from ..datatypes import ActionChunk, Image, Observation, Reasoning, RobotState, Verdict, VerdictAction
+from ..errors import ConfigError, DataError, InstructVLAError, ObservationError
+from ..geometry import Array
+from ..observing import Pacer, Stale, Synchronizer
+from ..policy import Policy
+from ..settings import Control, PolicySettings
+from .replay_source import (
+    ChunkEvent,
+    Event,
+    FrameEvent,
+    GripperEvent,
+    Recording,
+    SaidEvent,
+    SceneEvent,
+    StateEvent,
+    WordsEvent,
+    due_ns,
+)
+from .replay_trace import Judged, Trace, Track
+from .runlog import plain
+
+_PLACE_HOLDER = np.zeros((1, 1, 3), dtype=np.uint8)
+_KEPT = 16  # encoded pictures per view that may still be asked for
+_NO_MOTION = ('joint_state', 'anchor')  # why the controller has no starting point: no judgement of the chunk itself
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """How to replay.
+
+    Attributes:
+        instruction: instead of the recorded ones. latency: from the observation's arrival until the chunk reaches the
+            controller, on the clock of the recording [s]. judge: run the controller in dry-run.
+        at: 'rate' asks the policy at its own rate, 'recorded' for exactly the observations that the recorded chunks
+            rest on. start, duration: part of the recording [s].
+    """
+
+    instruction: str = ''
+    latency: float = 0.0
+    judge: bool = True
+    at: str = 'rate'
+    start: float = 0.0
+    duration: float = float('inf')
+
+    def __post_init__(self) -> None:
+        if self.at not in ('rate', 'recorded'):
+            raise ConfigError(f"at {self.at!r}: allowed are 'rate' and 'recorded'")
+        if not (self.latency >= 0.0 and self.start >= 0.0 and self.duration > 0.0):
+            raise ConfigError('latency and start have to be at least 0 s, duration above 0 s')
+
+
+Look = Callable[[Observation, ActionChunk, Reasoning | None], None]
+Watch = Callable[[Event], None]
+Progress = Callable[[float], None]
+
+
+def replay(
+    recording: Recording,
+    policy: Policy,
+    settings: PolicySettings,
+    control: Control,
+    options: ReplayOptions | None = None,
+    *,
+    look: Look | None = None,
+    watch: Watch | None = None,
+    progress: Progress | None = None,
+    kinematics: Kinematics | None = None,
+) -> Trace:
+    """Replay a recording once.
+
+    Args:
+        look: called with each observation and its chunk (pictures, report). watch: with every event before it is used.
+        progress: with the seconds of the recording done so far.
+
+    Returns:
+        The trace; without chunks when the policy never had an observation (``stale`` and ``missing`` say why).
+
+    Raises:
+        ConfigError: no instruction is known, or 'recorded' is asked of a recording without chunks.
+        DataError: the recording cannot be read. Whatever the policy raises.
+    """
+    options = options or ReplayOptions()
+    started = time.perf_counter()
+    run = _Run(recording, policy, settings, control, options, look, kinematics)
+    try:
+        for event in recording.events():
+            if watch is not None:
+                watch(event)
+            if not run.take(event):
+                break
+            if progress is not None:
+                progress(run.elapsed)
+    except InstructVLAError as err:
+        if not isinstance(err, DataError) or not run.chunks:
+            raise
+        recording.trouble.add(f'the rest cannot be read: {err}')  # what was readable is used
+    return run.finish(time.perf_counter() - started)
+
+
+class _Run:
+    def __init__(
+        self,
+        recording: Recording,
+        policy: Policy,
+        settings: PolicySettings,
+        control: Control,
+        options: ReplayOptions,
+        look: Look | None,
+        kinematics: Kinematics | None,
+    ) -> None:
+        self.recording, self.policy, self.settings, self.options = recording, policy, settings, options
+        embodiment = recording.embodiment
+        self.kinematics = kinematics or Kinematics(embodiment)
+        self.forward = recording.forward or self.kinematics.forward
+        self.joints = len(embodiment.arm_joints)
+        views = tuple(embodiment.views)
+        wanted = getattr(policy, 'view_names', None)  # a checkpoint that sees one camera does not wait for two
+        self.views = tuple(v for v in views if v in wanted) if wanted else views
+        self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
+        self.bounds = Bounds.from_settings(embodiment, control)
+        self.controller: Controller | None = None
+        if options.judge:
+            self.controller = Controller(
+                embodiment, changed(control, start_enabled=True, dry_run=True), self.kinematics
+            )
+        self.period_ns = round(1e9 / control.rate)
+        self.look = look
+        self.pacer = Pacer(settings.chunk_rate)
+        self.pictures: dict[tuple[str, int], FrameEvent] = {}
+        self.instruction = ''
+        self.words = bool(options.instruction)
+        self.first_ns: int | None = None
+        self.now_ns = 0
+        self.next_tick = 0
+        self.last_stamp = 0
+        self.next_think = -float('inf')
+        self.reasoning: Reasoning | None = None
+        self.sentence = -1
+        self.state: RobotState | None = None
+        self.waiting: list[tuple[int, int, ActionChunk]] = []
+        self.chunks: list[Judged] = []
+        self.sentences: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        self.verdicts: list[dict[str, Any]] = []
+        self.stale: dict[str, int] = {}
+        self.recorded: list[ActionChunk] = []
+        self.due = _recorded_stamps(recording) if options.at == 'recorded' else None
+        self.segment = 0  # first chunk of the instruction
+        self.frames = dict.fromkeys(self.views, 0)
+        self.states: list[tuple[int, Array, float]] = []
+        self.commands: list[tuple[int, float]] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the recording done."""
+        return (self.now_ns - self.first_ns) * 1e-9 if self.first_ns is not None else 0.0
+
+    def take(self, event: Event) -> bool:
+        """Use one event; False when the part that was asked for is over."""
+        self.now_ns = due_ns(event)
+        if self.first_ns is None:
+            self.first_ns = self.now_ns
+        if self.elapsed > self.options.start + self.options.duration:
+            return False
+        self._tick()
+        if isinstance(event, StateEvent):
+            self._take_state(event)
+        elif isinstance(event, FrameEvent):
+            self._take_frame(event)
+        elif isinstance(event, GripperEvent):
+            if not self.commands or event.stamp_ns >= self.commands[-1][0]:
+                self.commands.append((event.stamp_ns, event.openness))
+        elif isinstance(event, WordsEvent):
+            self.words = True
+            if not self.options.instruction:
+                self._start(event.instruction.strip())
+        elif isinstance(event, SceneEvent):
+            if self.policy.privileged:
+                self._note(self.sync.feed_privileged(event.scene))
+        elif isinstance(event, SaidEvent):
+            if event.text:
+                self.notes.append({'stamp_ns': event.stamp_ns, 'text': event.text})
+        elif isinstance(event, ChunkEvent):
+            self.recorded.append(event.chunk)
+        return True
+
+    def _note(self, problem: str) -> None:
+        if problem:
+            self.recording.trouble.add(problem.split(' stamped ')[0].split(' by ')[0])
+
+    def _take_state(self, event: StateEvent) -> None:
+        self._note(problem := self.sync.feed_state(event.state))
+        if problem:
+            return
+        pose = event.pose if event.pose is not None else self.forward(event.state.q)
+        if self.states and event.stamp_ns <= self.states[-1][0]:
+            return  # the stamps went back: the motion recorded before counts, a second one over it cannot
+        self.states.append((event.stamp_ns, pose, event.state.gripper))
+        q = event.state.q[: self.joints]
+        if len(q) == self.joints and np.isfinite(q).all():
+            self.state = RobotState(event.stamp_ns, q, event.state.dq[: self.joints], event.state.gripper)
+
+    def _take_frame(self, event: FrameEvent) -> None:
+        if event.view not in self.frames:
+            return
+        self.frames[event.view] += 1
+        problem = self.sync.feed(event.view, event.stamp_ns, _PLACE_HOLDER)
+        self._note(problem)
+        if problem:
+            return
+        self.pictures[event.view, event.stamp_ns] = event
+        while len(self.pictures) > _KEPT * len(self.views):
+            del self.pictures[next(iter(self.pictures))]
+        if self.elapsed >= self.options.start:
+            self._see()
+
+    def _start(self, instruction: str) -> None:
+        """Begin an instruction as the node does: everything about the one before is forgotten."""
+        if instruction == self.instruction:
+            return
+        self._end_segment()
+        self.instruction = instruction
+        self.policy.reset()
+        self.pacer.reset()
+        self.next_think = -float('inf')
+        self.reasoning, self.sentence, self.last_stamp = None, -1, 0
+        self.waiting.clear()
+        if self.controller is not None:
+            self.controller.drop_chunk('another instruction')
+
+    def _end_segment(self) -> None:
+        for k in range(self.segment, len(self.chunks)):
+            self.chunks[k] = replace(self.chunks[k], until_ns=self.now_ns)
+        self.segment = len(self.chunks)
+
+    def _see(self) -> None:
+        if self.options.instruction and not self.instruction:
+            self._start(self.options.instruction)
+        if not self.instruction:
+            return
+        while True:
+            seen = self.sync.latest(self.now_ns, self.instruction)
+            if isinstance(seen, Stale):
+                kind = f'{seen.input}: {_without_numbers(seen.reason)}'
+                self.stale[kind] = self.stale.get(kind, 0) + 1
+                return
+            if seen.stamp_ns == self.last_stamp:
+                return
+            if self.due is not None:
+                if seen.stamp_ns not in self.due:
+                    self.last_stamp = seen.stamp_ns
+                    return
+            elif not self.pacer.take(self.now_ns * 1e-9):
+                self.last_stamp = seen.stamp_ns
+                return
+            began = time.perf_counter()
+            complete = self._with_pictures(seen)
+            if complete is not None:
+                self.last_stamp = seen.stamp_ns
+                self._act(complete, time.perf_counter() - began)
+                return
+            self.pacer.reset()  # a picture of it is broken: take the newest whole one instead
+
+    def _with_pictures(self, seen: Observation) -> Observation | None:
+        images: dict[str, Image] = {}
+        for view, stamp in seen.view_stamps_ns.items():
+            try:
+                images[view] = self.pictures[view, stamp].decode()
+            except (ObservationError, DataError) as err:
+                at = (stamp - (self.first_ns or 0)) * 1e-9
+                self.recording.trouble.add(f'view {view!r} at {at:.2f} s: {err}')
+                self.sync.discard(view, stamp)
+                return None
+        q, dq = seen.q[: self.joints], seen.dq[: self.joints]
+        if self.recording.forward is not None and len(seen.q) != self.joints + 6:
+            q, dq = np.zeros(0), np.zeros(0)
+        return replace(seen, views=images, q=q, dq=dq)
+
+    def _act(self, seen: Observation, decode: float) -> None:
+        think = 0.0
+        now = self.now_ns * 1e-9
+        if self.settings.reasoning != 'off' and now >= self.next_think - 1e-9:
+            began = time.perf_counter()
+            said = self.policy.think(seen)
+            think = time.perf_counter() - began
+            self.next_think = now + self.settings.reasoning_period
+            if said is not None:
+                self.reasoning = said
+                self.sentence = len(self.sentences)
+                self.sentences.append(
+                    {
+                        'id': f'say-{self.sentence:05d}',
+                        'stamp_ns': said.stamp_ns,
+                        'text': said.text,
+                        'instruction': said.instruction,
+                        'tokens': said.tokens,
+                        'latency': think,
+                    }
+                )
+        began = time.perf_counter()
+        chunk = self.policy.infer(seen, self.reasoning)
+        infer = time.perf_counter() - began
+        number = len(self.chunks)
+        chunk = replace(
+            chunk,
+            id=f'chunk-{number:05d}',
+            created_stamp_ns=self.now_ns,
+            reasoning_id=f'say-{self.sentence:05d}' if chunk.reasoning_id else '',
+        )
+        # The time of the machine does not belong into what has to repeat bit for bit; it is kept beside it.
+        chunk = replace(chunk, model_latency=0.0)
+        sentence = self.sentence if chunk.reasoning_id else -1
+        self.chunks.append(Judged(chunk, '', think, infer, decode, sentence))
+        arrival = self.now_ns + round(self.options.latency * 1e9)
+        self.waiting.append((arrival, number, replace(chunk, created_stamp_ns=arrival)))
+        if self.options.latency == 0.0:
+            self._deliver()
+        if self.look is not None:
+            self.look(seen, chunk, self.reasoning if sentence >= 0 else None)
+
+    def _deliver(self) -> None:
+        while self.waiting and self.waiting[0][0] <= self.now_ns:
+            arrival, number, chunk = self.waiting.pop(0)
+            found: list[Verdict] = []
+            if self.controller is not None and self.state is not None:
+                found = self.controller.on_chunk(chunk, arrival)
+            if self.controller is None or self.state is None or any(v.rule in _NO_MOTION for v in found):
+                # The controller has no starting point: the rungs that look at the chunk alone still do.
+                found = list(check_chunk(chunk, arrival, self.bounds)[1])
+                self._keep(found, arrival)
+            refused = [v.rule for v in found if v.action is VerdictAction.REFUSED]
+            if refused:
+                self.chunks[number] = replace(self.chunks[number], refused=refused[0])
+
+    def _tick(self) -> None:
+        """Run the controller's periods up to now, with what was known then."""
+        self._deliver()
+        if self.controller is None or self.state is None:
+            self.next_tick = self.now_ns
+            return
+        if abs(self.now_ns - self.next_tick) > 2_000_000_000:
+            self.next_tick = self.now_ns  # the clock leapt; the controller says so itself
+        while self.next_tick <= self.now_ns:
+            output = self.controller.tick(self.next_tick, self.state)
+            self._keep(output.verdicts, self.next_tick)
+            self.next_tick += self.period_ns
+
+    def _keep(self, verdicts: Any, stamp_ns: int) -> None:
+        for v in verdicts:
+            if v.action is VerdictAction.PASSED or v.rule in _NO_MOTION:
+                continue
+            words = {k: getattr(v, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
+            self.verdicts.append({'stamp_ns': stamp_ns, 'action': v.action.name, **words})
+
+    def finish(self, wall: float) -> Trace:
+        """Everything so far as a trace."""
+        if not self.words:
+            raise ConfigError(
+                f'{self.recording.name}: no instruction is recorded; say what was asked with --instruction "..."'
+            )
+        self._end_segment_at_end()
+        poses = np.array([p for _, p, _ in self.states]).reshape(-1, 4, 4)
+        from scipy.spatial.transform import Rotation
+
+        track = Track(
+            np.array([s for s, _, _ in self.states], dtype=np.int64),
+            poses[:, :3, 3],
+            Rotation.from_matrix(poses[:, :3, :3]).as_quat() if len(poses) else np.zeros((0, 4)),
+            np.array([g for _, _, g in self.states], dtype=np.float64),
+            np.array([s for s, _ in self.commands], dtype=np.int64),
+            np.array([g for _, g in self.commands], dtype=np.float64),
+        )
+        meta = {
+            'recording': self.recording.name,
+            'policy': self.policy.name,
+            'checkpoint': self.settings.checkpoint,
+            'revision': self.policy.checkpoint_revision,
+            'seed': self.settings.seed,
+            'mode': 'direct',
+            'at': self.options.at,
+            'latency': self.options.latency,
+            'chunk_rate': self.settings.chunk_rate,
+            'reasoning': self.settings.reasoning,
+            'judged': self.controller is not None,
+            'privileged': self.policy.privileged,
+            'frames': self.frames,
+            'states': len(self.states),
+            'duration': self.elapsed,
+            'wall': wall,
+            'instructions': list(dict.fromkeys(c.chunk.instruction for c in self.chunks)),
+        }
+        return Trace(
+            meta=plain(meta),
+            track=track,
+            chunks=tuple(self.chunks),
+            sentences=tuple(self.sentences),
+            notes=tuple(self.notes),
+            verdicts=tuple(plain(self.verdicts)),
+            stale=self.stale,
+            trouble=dict(self.recording.trouble.counts),
+            missing=tuple(self.recording.missing),
+            recorded_chunks=tuple(self.recorded),
+        )
+
+    def _end_segment_at_end(self) -> None:
+        self.segment = len(self.chunks)  # the last instruction lasts to the end of the recording
+
+
+def _recorded_stamps(recording: Recording) -> set[int]:
+    stamps = {e.chunk.observation_stamp_ns for e in recording.events(pictures=False) if isinstance(e, ChunkEvent)}
+    if not stamps:
+        raise ConfigError(f'{recording.name} holds no recorded chunks; leave --at recorded out')
+    return stamps
+
+
+def _without_numbers(text: str) -> str:
+    """Reason without its numbers, so that equal reasons are counted together."""
+    words = text.split(';')[0].split(':')[0].split('(')[0].split()
+    return ' '.join(w for w in words if not any(c.isdigit() for c in w)).replace(' s old, allowed s', '').strip(' ,')
