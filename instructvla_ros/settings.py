@@ -177,15 +177,15 @@ class MoveIt:
     timeout: float = option(0.15, 'longest wait for the verdict on a chunk', unit='s', ge=0.01, le=2.0)
     startup_wait: float = option(20.0, 'longest wait for move_group at start', unit='s', ge=0.0, le=600.0)
     elbow: float = option(
-        0.3, 'largest difference of a joint between its path and ours with check: cartesian', unit='rad', ge=0.0, le=3.14
+        0.3, 'check: cartesian: largest difference of a joint to our path', unit='rad', ge=0.0, le=3.14
     )
     planning_time: float = option(5.0, 'time to plan a large motion (home)', unit='s', ge=0.1, le=60.0)
     scene: bool = option(True, 'put table and obstacles into the planning scene at start')
-    table_size: Vec3 = option((1.6, 1.6, 0.05), 'of the table box; its top is at safety.table_height', unit='m', ge=0.001)
+    table_size: Vec3 = option((1.6, 1.6, 0.05), 'of the table; its top is at safety.table_height', unit='m', ge=0.001)
     table_center: tuple[float, float] = option((0.4, 0.0), 'x, y of the table in the base frame', unit='m')
     table_touch_links: tuple[str, ...] = option(
         ('link0', 'link1', 'hand', 'hand_tcp', 'leftfinger', 'rightfinger'),
-        "links (without the embodiment's prefix) that may touch the table: it carries the base, fingers reach down to it",
+        "links, without the embodiment's prefix, that may touch it: it carries the base, the hand reaches down to it",
     )
     obstacles: tuple[Obstacle, ...] = option((), 'boxes in the planning scene')
 
