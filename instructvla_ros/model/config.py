@@ -9,6 +9,9 @@ from ..errors import ConfigError, SetupError, suggest
 from ..resources import config_file
 
 PRESETS = ('eagle2_2b', 'medium', 'tiny')
+STEMS = ('patch', 'conv')
+CONV_STRIDE = 8
+"""Pixels per cell of the convolutional stem before its last layer; patches are a multiple of it."""
 ADAPTED = (
     'self_attn.q_proj',
     'self_attn.k_proj',
@@ -29,10 +32,12 @@ class Vision:
     heads: int = option(16, 'attention heads', ge=1)
     image_size: int = option(448, 'side of the square input', unit='px', ge=28)
     patch_size: int = option(14, 'side of a patch', unit='px', ge=1)
+    stem: str = option('patch', "'patch' as released; 'conv' for small models trained from scratch", choices=STEMS)
     layer_norm_eps: float = option(1e-6, 'epsilon of the layer norms')
 
     def __post_init__(self) -> None:
         _divides('vision', 'hidden_size', self.hidden_size, 'heads', self.heads)
+        _check_stem('vision', self.stem, self.patch_size)
         if self.image_size % (2 * self.patch_size):
             raise ConfigError(
                 f'vision: image_size {self.image_size} must be a multiple of two patches ({2 * self.patch_size} px)'
@@ -102,12 +107,14 @@ class Dino:
     heads: int = option(16, 'attention heads', ge=1)
     image_size: int = option(224, 'side of the square input', unit='px', ge=14)
     patch_size: int = option(14, 'side of a patch', unit='px', ge=1)
+    stem: str = option('patch', "'patch' as released; 'conv' for small models trained from scratch", choices=STEMS)
     registers: int = option(4, 'register tokens', ge=0)
     tap_block: int = option(2, 'index of the block whose output is the feature (specification 5.2)', ge=0)
 
     def __post_init__(self) -> None:
         _divides('dino', 'width', self.width, 'heads', self.heads)
         _divides('dino', 'image_size', self.image_size, 'patch_size', self.patch_size)
+        _check_stem('dino', self.stem, self.patch_size)
         if self.tap_block >= self.depth:
             raise ConfigError(f'dino: tap_block {self.tap_block} must be below depth {self.depth}')
 
@@ -190,3 +197,8 @@ def preset(name: str) -> ModelConfig:
 def _divides(where: str, whole_name: str, whole: int, part_name: str, part: int) -> None:
     if whole % part:
         raise ConfigError(f'{where}: {whole_name} {whole} must be a multiple of {part_name} {part}')
+
+
+def _check_stem(where: str, stem: str, patch: int) -> None:
+    if stem == 'conv':
+        _divides(where, 'patch_size', patch, 'the stride of the conv stem', CONV_STRIDE)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..errors import ObservationError
 from .config import Dino
+from .stem import patch_projection
 
 
 class Attention(nn.Module):
@@ -74,15 +75,16 @@ class FilmBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens."""
+    """Pictures to patch tokens."""
 
-    def __init__(self, patch: int, width: int) -> None:
+    def __init__(self, stem: str, patch: int, width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, patch)
+        self.proj = patch_projection(stem, patch, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) -> (n, patches, d)."""
-        return self.proj(pixels).flatten(2).transpose(1, 2)
+        out: Tensor = self.proj(pixels)
+        return out.flatten(2).transpose(1, 2)
 
 
 class FilmDino(nn.Module):
@@ -94,7 +96,7 @@ class FilmDino(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, config.width) * 1e-6)
         self.reg_token = nn.Parameter(torch.randn(1, config.registers, config.width) * 1e-6)
         self.pos_embed = nn.Parameter(torch.randn(1, config.patches, config.width) * 0.02)
-        self.patch_embed = PatchEmbed(config.patch_size, config.width)
+        self.patch_embed = PatchEmbed(config.stem, config.patch_size, config.width)
         self.blocks = nn.ModuleList(
             FilmBlock(config.width, config.heads, condition) for _ in range(config.tap_block + 1)
         )

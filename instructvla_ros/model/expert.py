@@ -81,9 +81,14 @@ class FlowExpert(nn.Module):
         Args:
             latent: (B, queries, c). views: (B, V, 3, S, S). proprio: normalised (B, 8), or None without a state token.
         """
+        return self.join(self.features(latent, views), latent, proprio)
+
+    def features(self, latent: Tensor, views: Tensor) -> Tensor:
+        """DINO features (B, patches * V, width) of views (B, V, 3, S, S) under latent (B, queries, c)."""
         if views.shape[1] != self.config.views:
             raise ObservationError(f'the model sees {self.config.views} views, got {views.shape[1]}')
-        return self.join(self.dino(views, latent.to(self.dtype)), latent, proprio)
+        out: Tensor = self.dino(views, latent.to(self.dtype))
+        return out
 
     def join(self, features: Tensor, latent: Tensor, proprio: Tensor | None) -> Tensor:
         """Project DINO features (B, patches * V, width), latent and proprio to the prefix (B, P, d)."""
@@ -113,6 +118,26 @@ class FlowExpert(nn.Module):
         x = torch.cat((prefix, self.action_embed(steps, t)), dim=1)
         hidden = self.decoder(x, mask=self.mask(x.shape[1], x.device, mask))
         return self.read(hidden[:, -self.config.horizon :])
+
+    def velocity_of_draws(self, prefix: Tensor, steps: Tensor, t: Tensor) -> Tensor:
+        """Velocities (B, R, H, 7) of R independent draws of noise and time per row, the prefix computed once.
+
+        Only under the block mask, where the prefix does not see the actions: every draw sees the prefix and itself,
+        at the rotary positions it would have alone. Equal to R calls of :meth:`velocity`.
+
+        Args:
+            prefix: (B, P, d). steps: (B, R, H, 7). t: (B, R).
+        """
+        (batch, draws, horizon), p = steps.shape[:3], prefix.shape[1]
+        tokens = self.action_embed(steps.flatten(0, 1), t.flatten()).unflatten(0, (batch, draws)).flatten(1, 2)
+        x = torch.cat((prefix, tokens), dim=1)
+        allowed = self.allowed(x.shape[1], x.device)
+        draw = (torch.arange(x.shape[1], device=x.device) - p).div(horizon, rounding_mode='floor').clamp(min=-1)
+        allowed &= (draw[None, :] < 0) | (draw[None, :] == draw[:, None])
+        steps_at = torch.arange(p, p + horizon, device=x.device).repeat(draws)
+        positions = torch.cat((torch.arange(p, device=x.device), steps_at))
+        hidden = self.decoder(x, mask=allowed, positions=positions)[:, p:]
+        return self.read(hidden.unflatten(1, (draws, horizon)).flatten(0, 1)).unflatten(0, (batch, draws))
 
     def read(self, hidden: Tensor) -> Tensor:
         """Action rows (B, H, d) -> velocity (B, H, 7) float32."""

@@ -26,8 +26,9 @@ class Batch:
         ids: (B, N) right-padded. labels: (B, N), -100 where nothing is supervised.
         pixels: (n, 3, S, S) of the images in the order of their placeholders in ``ids``; None without images.
         views: (B, V, 3, S', S') for DINO. actions: (B, H, 7) normalised. proprio: (B, 8) normalised, or None.
-        noise: (B, H, 7). t: (B,). valid: (B, H) bool, False after the end of the episode.
-        The action part (views .. valid) is None for language-only batches.
+        noise: (B, H, 7) and t: (B,); or (B, R, H, 7) and (B, R): R draws per row, block mask only.
+        valid: (B, H) bool, False after the end of the episode.
+        All of views .. valid is None for language-only batches; with views alone the features are computed.
     """
 
     ids: Tensor
@@ -43,11 +44,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; ``flow`` is 0 for language-only batches. ``latent`` (B, queries, d) for auxiliary losses, or None."""
+    """Scalars, and what auxiliary losses may be made from.
+
+    Attributes:
+        flow: 0 for language-only batches. ce: cross entropy.
+        latent: (B, queries, d). features: (B, patches * views, width) of DINO. image_features: (n, patches, width)
+            of the SigLIP tower. velocity: (B, H, 7), or (B * R, H, 7). None where a batch has no such part.
+    """
 
     flow: Tensor
     ce: Tensor
     latent: Tensor | None = None
+    features: Tensor | None = None
+    image_features: Tensor | None = None
+    velocity: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -110,18 +120,31 @@ class InstructVLA(nn.Module):
             mask: 'bias' or 'block' instead of the configured mask of the expert.
             mask_padding: leave steps after the end of an episode out of the flow loss; False matches the reference.
         """
-        images = None if batch.pixels is None else self.vlm.image_tokens(batch.pixels)
+        seen = None if batch.pixels is None else self.vlm.image_features(batch.pixels)
+        images = None if seen is None else self.vlm.project(seen)
         hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images))
         ce = self.vlm.cross_entropy(hidden, batch.labels)
-        if batch.actions is None:
-            return Losses(ce.new_zeros(()), ce)
-        if batch.views is None or batch.noise is None or batch.t is None:
+        if batch.views is None and batch.actions is None:
+            return Losses(ce.new_zeros(()), ce, image_features=seen)
+        if batch.views is None or (batch.actions is not None and (batch.noise is None or batch.t is None)):
             raise ObservationError('an action batch needs views, noise and t')
         latent = self.vlm.latent(hidden, self.vlm.query_rows(batch.ids))
-        prefix = self.expert.prefix(latent, batch.views, batch.proprio)
-        velocity = self.expert.velocity(prefix, interpolate(batch.noise, batch.actions, batch.t), batch.t, mask)
-        valid = batch.valid if mask_padding else None
-        return Losses(flow_loss(velocity, batch.noise, batch.actions, valid), ce, latent)
+        features = self.expert.features(latent, batch.views)
+        if batch.actions is None or batch.noise is None or batch.t is None:
+            return Losses(ce.new_zeros(()), ce, latent, features, seen)
+        prefix = self.expert.join(features, latent, batch.proprio)
+        noise, t, actions, valid = batch.noise, batch.t, batch.actions, batch.valid if mask_padding else None
+        if noise.dim() == 4:
+            if (mask or self.config.expert.mask) != 'block':
+                raise ObservationError("several draws of noise per row need the expert mask 'block'")
+            draws = noise.shape[1]
+            actions, noise = actions.repeat_interleave(draws, dim=0), noise.flatten(0, 1)
+            valid = None if valid is None else valid.repeat_interleave(draws, dim=0)
+            noisy = interpolate(noise, actions, t.flatten()).unflatten(0, (-1, draws))
+            velocity = self.expert.velocity_of_draws(prefix, noisy, t).flatten(0, 1)
+        else:
+            velocity = self.expert.velocity(prefix, interpolate(noise, actions, t), t, mask)
+        return Losses(flow_loss(velocity, noise, actions, valid), ce, latent, features, seen, velocity)
 
     # -- inference, plain: every call recomputes everything; the definition the fast path is tested against -------
 

@@ -10,6 +10,7 @@ from ..errors import ObservationError
 from .config import ModelConfig
 from .decoder import KVCache, qwen2_decoder
 from .lora import AdapterGate, Gate
+from .stem import ConvStem
 
 
 def pixel_shuffle(grid: Tensor) -> Tensor:
@@ -45,6 +46,8 @@ class Eagle2(nn.Module):
                 vision_use_head=False,
             )
         )
+        if v.stem == 'conv':
+            self.tower.get_submodule('embeddings').patch_embedding = ConvStem(v.patch_size, v.hidden_size)
         self.projector = nn.Sequential(
             nn.LayerNorm(4 * v.hidden_size),
             nn.Linear(4 * v.hidden_size, t.hidden_size),
@@ -66,10 +69,18 @@ class Eagle2(nn.Module):
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(n, 3, S, S) in [-1, 1] -> (n, image_tokens, d)."""
+        return self.project(self.image_features(pixels))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """(n, 3, S, S) in [-1, 1] -> (n, patches, width) of the tower."""
         size = self.config.vision.image_size
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, size, size):
             raise ObservationError(f'VLM pixels must be (n, 3, {size}, {size}), got {tuple(pixels.shape)}')
-        features = self.tower(pixels.to(self.dtype)).last_hidden_state
+        out: Tensor = self.tower(pixels.to(self.dtype)).last_hidden_state
+        return out
+
+    def project(self, features: Tensor) -> Tensor:
+        """Tower features (n, patches, width) -> image tokens (n, image_tokens, d)."""
         grid = self.config.vision.grid
         out: Tensor = self.projector(pixel_shuffle(features.unflatten(1, (grid, grid))))
         return out
