@@ -150,21 +150,20 @@ class Command:
     relation: str = ''
 
 
-def render(command: Command, rng: np.random.Generator) -> str:
-    """One of the sentences that say ``command``, lower case, chosen by ``rng``."""
-    templates = _TEMPLATES[command.task]
-    template = templates[int(rng.integers(len(templates)))]
+def sentences(command: Command) -> tuple[str, ...]:
+    """Every plain sentence that says ``command``, lower case."""
     rel = command.relation
-    if command.destination is None and '{destination}' in template:
-        destination: object = command.target
-    else:
-        destination = command.destination
-    return template.format(
-        target=command.target,
-        destination=destination,
-        rel=rel,
-        rel_to={'in': 'into', 'on': 'onto'}.get(rel, rel),
+    target, destination = str(command.target), str(command.destination or command.target)
+    rel_to = {'in': 'into', 'on': 'onto'}.get(rel, rel)
+    return tuple(
+        t.format(target=target, destination=destination, rel=rel, rel_to=rel_to) for t in _TEMPLATES[command.task]
     )
+
+
+def render(command: Command, rng: np.random.Generator) -> str:
+    """One of :func:`sentences`, chosen by ``rng``."""
+    options = sentences(command)
+    return options[int(rng.integers(len(options)))]
 
 
 def parse(sentence: str) -> Command:
