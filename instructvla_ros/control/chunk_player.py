@@ -182,6 +182,34 @@ class ChunkPlayer:
             self._play = self._join(played, path, running, now_ns)
             return tuple(verdicts)
 
+    def preview(
+        self, chunk: ActionChunk, now_ns: int, spacing: float, most: int
+    ) -> tuple[Array, Array, tuple[Verdict, ...]]:
+        """The way the arm would be led if this chunk were admitted now; nothing is changed.
+
+        Args:
+            spacing: time between two samples [s], larger where more than ``most`` samples would result.
+
+        Returns:
+            Times into the path (k,) [s] and poses (k, 4, 4), from the entry to the end; and the REFUSED verdict.
+        """
+        with self._lock:
+            kept = self._play, self._time, self._rate, self._sampled_ns, self._offset, list(self._chunks)
+            try:
+                verdicts = self.admit(chunk, now_ns)
+                play = self._play
+                refused = tuple(v for v in verdicts if v.action is VerdictAction.REFUSED)
+                if refused or play is None:
+                    return np.zeros(0), np.zeros((0, 4, 4)), refused
+                end = max(play.path.duration, play.entry + play.fade_time)
+                count = min(max(int(np.ceil((end - play.entry) / spacing)), 1), most - 1) + 1
+                times = np.linspace(play.entry, end, count)
+                return times, np.array([play.at(t) for t in times]), ()
+            finally:
+                self._play, self._time, self._rate, self._sampled_ns, self._offset, chunks = kept
+                self._chunks.clear()
+                self._chunks.extend(chunks)
+
     def sample(self, now_ns: int, start: Array | None = None, scale: float = 1.0) -> Sample | None:
         """What to aim at at a time [ns]; None when no chunk is left to play (the dead-man then acts).
 

@@ -7,8 +7,7 @@ Owns the mode, the start ramp, the stop latch and the anchor (where the command 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,9 +16,12 @@ from ..geometry import Array
 from ..settings import Control, Embodiment
 from .bounds import Bounds
 from .chunk_player import ChunkPlayer, Sample
+from .clearance import Answer, Clearance, Gate
 from .direct import Backend, DirectBackend
 from .gripper import GripperSwitch
 from .kinematics import Kinematics
+from .output import ControllerOutput, Mode
+from .route import Route, RouteRun
 from .safety import Motion, halt, move
 from .safety_chunk import check_chunk
 from .safety_motion import check_state, check_tracking
@@ -32,49 +34,12 @@ MIN_RAMP = 0.05  # share of the speed bounds at the first command
 SLOWED = 0.98  # a path played slower than this share of its speed is reported
 
 
-class Mode(IntEnum):
-    """Same numbers as ControllerState.msg."""
-
-    DISABLED = 0
-    HOLDING = 1
-    TRACKING = 2
-    DECELERATING = 3
-    STOPPED = 4
-
-
-@dataclass(frozen=True)
-class ControllerOutput:
-    """Result of one period.
-
-    Attributes:
-        command: to send, or None: send nothing. commanded_pose, measured_pose: tcp (4, 4) in the base frame [m];
-            identity before the first joint state.
-        gripper: commanded openness 0 or 1. gripper_changed: a gripper command is due now.
-        mode, chunk_id, reasoning_id, step_index (-1: none), observation_stamp_ns (0: none): what is being played.
-        q, dq: commanded (n,) [rad], [rad/s], also in dry-run; None before the first joint state.
-        verdicts: what the ladder refused, scaled, clipped or held since the previous period.
-    """
-
-    command: JointCommand | None
-    commanded_pose: Array
-    measured_pose: Array
-    gripper: float
-    gripper_changed: bool
-    mode: Mode
-    chunk_id: str = ''
-    reasoning_id: str = ''
-    step_index: int = -1
-    observation_stamp_ns: int = 0
-    verdicts: tuple[Verdict, ...] = ()
-    q: Array | None = None
-    dq: Array | None = None
-
-
 class Controller:
     """See the module. ``tick`` every ``1 / control.rate`` seconds, ``on_chunk`` for each chunk.
 
     Args:
         embodiment, control: configuration. kinematics: to share. backend: instead of ``direct``.
+        clearance: asked about the way of every chunk before it is played; nobody is asked when omitted.
 
     Raises:
         ConfigError, SetupError: the settings leave no room, or the robot description lacks something.
@@ -86,12 +51,17 @@ class Controller:
         control: Control,
         kinematics: Kinematics | None = None,
         backend: Backend | None = None,
+        clearance: Clearance | None = None,
     ) -> None:
         self.embodiment, self.control = embodiment, control
         self.bounds = Bounds.from_settings(embodiment, control)
         self.backend: Backend = backend or DirectBackend(embodiment, self.bounds, kinematics)
         self.law = TimeLaw(self.bounds, self.backend.position, self.backend.collision)
         self.player = ChunkPlayer(control, self.bounds)
+        self._gate: Gate | None = None
+        if clearance is not None:
+            self._gate = Gate(clearance, control.moveit.timeout, control.moveit.spacing)
+        self._run: RouteRun | None = None
         self._gripper = GripperSwitch(embodiment.gripper)
         self._gripper_due = False
         self._lock = threading.RLock()
@@ -172,13 +142,63 @@ class Controller:
     def drop_chunk(self, reason: str) -> None:
         """Forget what is being played, as when no fresh chunk came: the arm brakes and holds until the next one."""
         with self._lock:
+            if self._gate is not None:
+                self._gate.drop()
             if self._motion is None or not self.player.active:
                 return
             self.player.stop(self._motion.target)
             text = f'no fresh chunk: {reason}; braking and holding'
             self._pending.append(Verdict('dead_man', VerdictAction.HELD, 'chunk', text=text))
 
-    def _admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
+    def on_answer(self, answer: Answer, now_ns: int) -> tuple[Verdict, ...]:
+        """Play, shorten or refuse the chunk that was asked about; the verdicts also appear in the next output."""
+        with self._lock:
+            if self._gate is None:
+                return ()
+            chunk, verdicts = self._gate.settle(answer)
+            if chunk is not None:
+                refusal = self._refusal(chunk)
+                verdicts = (*verdicts, *(refusal or self.player.admit(chunk, now_ns)))
+            elif verdicts and self._motion is not None:
+                self.player.stop(self._motion.target)  # brake: what is in the way may be in the way of the old chunk
+            self._pending += verdicts
+            return verdicts
+
+    def follow(self, route: Route, name: str) -> RouteRun:
+        """Follow a route from where the arm stands; chunks are refused meanwhile. ``done`` is set at its end.
+
+        Args:
+            route: has to begin at the commanded joints. name: of the motion, for the verdicts.
+        """
+        with self._lock:
+            run = RouteRun(route, name)
+            problem = ''
+            if self._latch:
+                problem = f'the stop latch is set ({self._latch}); call reset, then enable'
+            elif not self._enabled:
+                problem = 'the controller is not enabled'
+            elif self._run is not None:
+                problem = 'another motion is under way'
+            elif self._motion is None or self._blocked:
+                problem = self._blocked or 'no joint state has arrived'
+            elif self.player.active or not self._motion.joints.resting:
+                problem = 'the arm moves; try again when it is at rest'
+            elif np.abs(route.positions[0] - self._motion.joints.q).max() > self.bounds.safety.max_joint_jump:
+                problem = 'the arm is not where the motion begins'
+            if problem:
+                self._pending.append(run.end(problem))
+            else:
+                self._run = run
+            return run
+
+    def joints(self) -> Array | None:
+        """Commanded joint positions (n,) [rad], None before the first joint state."""
+        with self._lock:
+            return None if self._motion is None else np.array(self._motion.joints.q)
+
+    def _refusal(self, chunk: ActionChunk) -> tuple[Verdict, ...]:
+        """Why no chunk is taken in the present state, () when one is."""
+
         def refused(rule: str, text: str) -> tuple[Verdict, ...]:
             return (Verdict(rule, VerdictAction.REFUSED, 'chunk', text=text, chunk_id=chunk.id),)
 
@@ -190,9 +210,19 @@ class Controller:
             return refused('joint_state', 'the arm has no starting point yet: no usable joint state, or it still moves')
         if self._blocked:
             return refused(self._blocked, f'no chunk is taken while {self._blocked} holds the arm')
+        if self._run is not None:
+            return refused('route', f'no chunk is taken on the way of {self._run.name}')
+        return ()
+
+    def _admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
+        refusal = self._refusal(chunk)
+        if refusal:
+            return refusal
         checked, verdicts = check_chunk(chunk, now_ns, self.bounds)
         if checked is None:
             return verdicts
+        if self._gate is not None and self._motion is not None:
+            return (*verdicts, *self._gate.ask(checked, self.player, self._motion.joints.q, now_ns))
         return (*verdicts, *self.player.admit(checked, now_ns))
 
     def tick(self, now_ns: int, state: RobotState | None) -> ControllerOutput:
@@ -222,6 +252,9 @@ class Controller:
         self._motion = None
         self._ramp_ns = None
         self._blocked = ''
+        self._end_run('the arm starts again at its measured position')
+        if self._gate is not None:
+            self._gate.drop()
         self.player.stop(self._measured_pose)
 
     def _check_clock(self, elapsed: float | None, verdicts: list[Verdict]) -> None:
@@ -296,6 +329,16 @@ class Controller:
             if error is not None:
                 verdicts.append(error)
                 self._blocked = 'tracking_error'
+        if self._gate is not None:
+            overdue = self._gate.overdue(now_ns)
+            if overdue is not None:
+                verdicts.append(overdue)
+                self.player.stop(self._motion.target)
+        if self._run is not None:
+            if active and not self._blocked:
+                self._follow(self._run, now_ns, verdicts)
+                return None
+            self._end_run(self._blocked or self._latch or 'the controller was disabled')
         playing = self.player.active
         if not active or self._blocked or not playing:
             self._halt(now_ns, playing, active, fresh, verdicts)
@@ -320,6 +363,29 @@ class Controller:
         self._gripper_due = self._gripper.update(sample.gripper) or self._gripper_due
         self._record(now_ns)
         return sample
+
+    def _follow(self, run: RouteRun, now_ns: int, verdicts: list[Verdict]) -> None:
+        """One period along a route; the time law decides what of it is done."""
+        assert self._motion is not None
+        run.start_ns = run.start_ns or now_ns
+        q, dq = run.route.at((now_ns - run.start_ns) * 1e-9)
+        joints, changes = self.law.advance(self._motion.joints, q, dq)
+        verdicts += changes
+        self.backend.reset(joints.q)
+        self._motion = Motion(joints, self.backend.forward(joints.q))
+        self._record(now_ns)
+        late = float(np.abs(joints.q - q).max())
+        problem = run.over(now_ns, joints.q, joints.resting)
+        if late > self.bounds.safety.max_joint_jump:
+            why = changes[-1].text if changes else 'the limits of the arm'
+            problem = f'the arm cannot follow ({late:.3f} rad behind): {why}'
+        if problem is not None:
+            self._end_run(problem)
+
+    def _end_run(self, problem: str) -> None:
+        if self._run is not None:
+            self._pending.append(self._run.end(problem))
+            self._run = None
 
     def _halt(
         self, now_ns: int, playing: bool, active: bool, fresh: RobotState | None, verdicts: list[Verdict]
@@ -350,7 +416,7 @@ class Controller:
             return Mode.STOPPED
         if not self._enabled:
             return Mode.DISABLED
-        if sample is not None:
+        if sample is not None or self._run is not None:
             return Mode.TRACKING
         if self._motion is not None and not self._motion.joints.resting:
             return Mode.DECELERATING
