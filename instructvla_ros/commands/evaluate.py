@@ -3,6 +3,7 @@
 `expert` runs simulator, policy and controller in this process without ROS and as fast as the machine can.
 `graph` starts the ROS 2 processes once and runs every episode through them in real time; results go to
 <out>/episodes.jsonl one by one, and the same command continues where an interrupted one stopped.
+`simpler` runs the paper's benchmarks where simpler_env is installed.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import _evaluate_simpler
+
+OTHER_WAYS = (_evaluate_simpler,)
 ORDER = 3
 HELP = 'success rates over many seeds, in process or through the graph'
 EXAMPLES = (
     'instructvla evaluate expert --task put --episodes 100',
     'instructvla evaluate graph --task put --episodes 30 --seed 0 --out runs/put',
     'instructvla evaluate graph --task pick --task stack --episodes 10 --json',
+    'instructvla evaluate simpler --list',
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two ways and their options."""
-    ways = parser.add_subparsers(dest='way', required=True, metavar='expert | graph')
+    ways = parser.add_subparsers(dest='way', required=True, metavar='expert | graph | simpler')
     for name, text in (('expert', 'in process, without ROS'), ('graph', 'through the ROS 2 graph')):
         way = ways.add_parser(name, help=text, description=text)
         way.add_argument(
@@ -43,10 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 '--time-limit', type=float, default=0.0, help="seconds per episode (default: the task's own limit)"
             )
             way.add_argument('--record', action='store_true', help='keep a recording with video of every episode')
+    for module in OTHER_WAYS:
+        module.add_way(ways)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate; 0 when every episode ran."""
+    if hasattr(arguments, 'run_way'):
+        return int(arguments.run_way(arguments))
     from .. import graph_session as session
     from ..errors import ConfigError
 
