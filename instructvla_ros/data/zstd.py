@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-if sys.version_info >= (3, 14):
+try:
     from compression import zstd
-else:
+except ImportError:
     from backports import zstd
 
 __all__ = ['zstd']
