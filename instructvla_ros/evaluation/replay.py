@@ -135,9 +135,12 @@ class _Run:
         self.kinematics = kinematics or Kinematics(embodiment)
         self.forward = recording.forward or self.kinematics.forward
         self.joints = len(embodiment.arm_joints)
-        views = tuple(embodiment.views)
-        wanted = getattr(policy, 'view_names', None)  # a checkpoint that sees one camera does not wait for two
-        self.views = tuple(v for v in views if v in wanted) if wanted else views
+        self.views = tuple(v for v in embodiment.views if v in recording.views)
+        if not self.views:
+            raise DataError(
+                f'{recording.name} has none of the views {", ".join(embodiment.views)}; '
+                'name the topics of its cameras in the embodiment'
+            )
         self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
         self.bounds = Bounds.from_settings(embodiment, control)
         self.controller: Controller | None = None

@@ -145,12 +145,14 @@ class Recording(Protocol):
 
     Attributes:
         name: for people. embodiment: the robot it is read as, with the conventions of its actions.
+        views: names of the views of the embodiment that it has.
         forward: joints of its ``StateEvent`` -> tcp pose (4, 4), None: kinematics of the embodiment.
         missing: what a replay cannot judge for lack of data, in sentences.
     """
 
     name: str
     embodiment: Embodiment
+    views: tuple[str, ...]
     forward: Callable[[Array], Array] | None
     missing: list[str]
     trouble: Trouble
@@ -213,6 +215,7 @@ class EpisodeRecording:
         absent = [v for v in embodiment.views if v not in episode.views]
         if absent:
             self.missing.append(f'views {", ".join(absent)}: the episode has {", ".join(episode.views) or "none"}')
+        self.views = tuple(v for v in embodiment.views if v in episode.views)
         self.forward: Callable[[Array], Array] | None = self._pose
 
     @staticmethod
