@@ -104,7 +104,8 @@ class Desk:
         frames = LinkFrames(urdf, self._robot.base_frame)
         drawn = frozenset(s.link for s in shapes)
         lines = bones(urdf, drawn)
-        links = tuple(n for n in frames.links if n in drawn or any(n in pair for pair in lines))
+        wanted = drawn | {name for pair in lines for name in pair}
+        links = tuple(n for n in frames.links if n in wanted and n != frames.base)
         with self._lock:
             self._frames, self._solids, self._links, self._bones = frames, shapes, links, lines
             self._joints_known = False
@@ -250,7 +251,7 @@ class Desk:
         if self._frames is None or not self._joints_known:
             return None
         poses = self._frames.poses()
-        return [_rows(poses[name]) for name in self._links if name in poses]
+        return [_rows(poses[name]) for name in self._links]
 
     def _controller_row(self) -> dict[str, Any] | None:
         report = self._controller
