@@ -41,8 +41,8 @@ def questions(
     out = _counts(objects, rng) + _properties(objects)
     for o, words in named:
         out += _where(o, words)
-    out += _neighbours(objects, named)
-    return out + _superlatives(objects)
+    out += _neighbours(objects, named, rng) + _compared(named, rng)
+    return list(dict.fromkeys(out + _superlatives(objects)))
 
 
 def _listed(scene_objects: Iterable[SceneObject] | Mapping[str, SceneObject]) -> list[SceneObject]:
@@ -64,6 +64,9 @@ def _counts(objects: list[SceneObject], rng: np.random.Generator) -> list[tuple[
         count = sum(o.category == noun for o in objects)
         if count or rng.random() < 0.3:
             out.append((f'how many {noun}s are there?', NUMBERS[count] if count < len(NUMBERS) else str(count)))
+        if count > 1:
+            same = len({o.color for o in objects if o.category == noun}) == 1
+            out.append((f'do all {noun}s have the same colour?', 'yes' if same else 'no'))
     there = {(o.color, o.category) for o in objects}
     for color, noun in sorted(pair for pair in there if pair[0]):
         out.append((f'is there {_a(color)} {noun}?', 'yes'))
@@ -102,7 +105,9 @@ def _where(obj: SceneObject, words: str) -> list[tuple[str, str]]:
     return out
 
 
-def _neighbours(objects: list[SceneObject], named: list[tuple[SceneObject, str]]) -> list[tuple[str, str]]:
+def _neighbours(
+    objects: list[SceneObject], named: list[tuple[SceneObject, str]], rng: np.random.Generator
+) -> list[tuple[str, str]]:
     out = []
     for o, words in named:
         for other, answer in named:
@@ -110,10 +115,21 @@ def _neighbours(objects: list[SceneObject], named: list[tuple[SceneObject, str]]
                 continue
             rest = [p for p in objects if p is not o and p is not other]
             if beside(other, o, rest):
-                out.append((f'what is next to the {words}?', f'the {answer}'))
+                asked = ('what is next to', 'what stands beside')[int(rng.integers(2))]
+                out.append((f'{asked} the {words}?', f'the {answer}'))
             for sign, name in ((-1, 'left'), (1, 'right')):
                 if side(other, o) == sign and all(side(p, o) == -sign for p in rest):
                     out.append((f'what is {name} of the {words}?', f'the {answer}'))
+    return out
+
+
+def _compared(named: list[tuple[SceneObject, str]], rng: np.random.Generator) -> list[tuple[str, str]]:
+    out = []
+    for o, words in named:
+        for other, others in named:
+            if bigger(o, other):
+                pair = [(words, others, 'yes'), (others, words, 'no')][int(rng.integers(2))]
+                out.append((f'is the {pair[0]} larger than the {pair[1]}?', pair[2]))
     return out
 
 

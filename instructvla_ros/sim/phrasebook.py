@@ -1,4 +1,4 @@
-"""Words and patterns of free instructions, in two books that share no pattern: one that training uses, one it never does.
+"""Words and patterns of free instructions, in two books that share no pattern: one for training, one it never sees.
 
 Colour words, the nouns of :mod:`language` and plain places ('in the bowl') are common ground. Everything else, every
 frame, every pattern of a reference, every hint and synonym, is in one book only. A word of the held-out book that
@@ -88,12 +88,14 @@ TRAIN = Book(
         'i would like you to lift {t}',
         'can you get {t} for me',
         'be so kind and grab {t}',
+        'if you can, you should lift {t}',
     ),
     polite_put=(
         'could you please put {t} {w}',
         'i would like you to place {t} {w}',
         'can you move {t} so that it is {w}',
         'be so kind and set {t} down {w}',
+        'if you can, you should put {t} {w}',
     ),
     verb_pick=('hoist {t}', 'snatch {t}', 'bring {t} up into the air', 'let {t} leave the table'),
     verb_put=(
@@ -132,7 +134,11 @@ TRAIN = Book(
     beside=('the {noun} that is next to {a}', 'the {noun} close to {a}'),
     between=('the {noun} between {a} and {b}',),
     middle=('the {noun} in the middle', 'the middle {noun}'),
-    not_color=('the {noun} that is not {other}', 'the other {noun}, not the {other} one,'),
+    not_color=(
+        'the {noun} that is not {other}',
+        'the other {noun}, not the {other} one,',
+        'any {noun} but the {other} one',
+    ),
     not_noun=('the {color} thing that is not a {other}', 'the other {color} thing, not the {other},'),
     neither=('the one that is neither {a} nor {b}', 'the last one, not {a} and not {b},'),
     hints={
@@ -206,17 +212,17 @@ HELD_OUT = Book(
         'get {t} and place it {w}',
         'lift {t} and let it go {w}',
         'leave {t} {w}',
-        'bring {t} over and drop it {w}',
+        'bring {t} and drop it {w}',
     ),
     polite_pick=(
         'would you please be so kind and take {t}',
         'please go and get {t} for me',
-        'i would be happy if you could raise {t}',
+        'it would be so kind if you could raise {t}',
     ),
     polite_put=(
         'would you please be so kind and leave {t} {w}',
         'please go and put {t} {w} for me',
-        'i would be happy if {t} could be {w}',
+        'it would be so kind if {t} could be {w}',
     ),
     verb_pick=('seize {t}', 'elevate {t}', 'scoop up {t}'),
     verb_put=('stow {t} {w}', 'park {t} {w}', 'dump {t} {w}'),
@@ -242,10 +248,10 @@ HELD_OUT = Book(
     bigger=('the {noun} that is larger than the other one',),
     smaller=('the {noun} that is smaller than the other one',),
     ends={
-        'left': ('the {noun} on the far left', 'the {noun} with nothing to the left of it'),
-        'right': ('the {noun} on the far right', 'the {noun} with nothing to the right of it'),
-        'near': ('the {noun} nearest to you', 'the {noun} that is closest to your base'),
-        'far': ('the {noun} farthest away from you', 'the {noun} that is farthest from your base'),
+        'left': ('the {noun} on the far left', 'the {noun} with no thing to the left of it'),
+        'right': ('the {noun} on the far right', 'the {noun} with no thing to the right of it'),
+        'near': ('the {noun} nearest to you', 'the {noun} that you are closest to'),
+        'far': ('the {noun} farthest from you', 'the {noun} that you are farthest from'),
     },
     side={
         'left': ('the {noun} that you see to the left of {a}',),
@@ -253,10 +259,10 @@ HELD_OUT = Book(
     },
     beside=('the {noun} right beside {a}', 'the {noun} that stands by {a}'),
     between=('the {noun} that stands between {a} and {b}', 'the {noun} with {a} on one side and {b} on the other'),
-    middle=('the {noun} that has one on each side',),
+    middle=('the {noun} that has one on the left and one on the right',),
     not_color=('the {noun}, but not the {other} one,', 'the {noun} of a colour other than {other}'),
     not_noun=('the {color} one, but not the {other},', 'what is {color} and not a {other}'),
-    neither=('what is left without {a} and {b}', 'the one that is not {a} and also not {b}'),
+    neither=('what is left without {a} and {b}', 'the thing other than {a} and {b}'),
     hints={
         'red': ('a cherry',),
         'green': ('a leaf',),
@@ -273,28 +279,33 @@ HELD_OUT = Book(
         'something that looks like {hint} in colour',
     ),
     noun_by_hint=('the {noun} that matches {hint} in colour', 'the {noun} that looks like {hint} in colour'),
-    bigger_by_hint=('of the things that match {hint} in colour the larger one',),
-    smaller_by_hint=('of the things that match {hint} in colour the smaller one',),
+    bigger_by_hint=('the larger one of what looks like {hint} in colour',),
+    smaller_by_hint=('the smaller one of what looks like {hint} in colour',),
     hint_pick=(
-        'my picture shows {hint}, lift what has the same colour',
-        '{hint} comes to my mind, hand me a thing of that colour',
+        'my game needs the colour of {hint}, lift what has it',
+        '{hint} is what i am thinking of, hand me a thing of that colour',
     ),
     hint_put=(
-        'my picture shows {hint}, what has the same colour belongs {w}',
-        '{hint} comes to my mind, leave a thing of that colour {w}',
+        'my game needs the colour of {hint}, what has it should be {w}',
+        '{hint} is what i am thinking of, leave a thing of that colour {w}',
     ),
-    odd=('the one that does not belong with the rest', 'the thing that is different from all the others'),
-    largest=('the one that is bigger than all the others', 'what needs more room than the rest'),
-    smallest=('the one that is smaller than all the others', 'what needs less room than the rest'),
+    odd=('the thing that is not the same as all the others', 'the one that has no other like it'),
+    largest=('the one that is bigger than all the others', 'what is larger than the rest'),
+    smallest=('the one that is smaller than all the others', 'what is smaller than the rest'),
     use={
         'ball': ('what you would kick to score a goal', 'something a child would throw and catch'),
         'cube': ('what looks like an ice cube from the freezer', 'what you would throw in a board game'),
         'cylinder': ('what looks like a pillar', 'what looks like a barrel'),
-        'roll': ('what would roll down a hill',),
-        'tower': ('what could be part of a tower',),
+        'roll': ('what would roll if you let it go',),
+        'tower': ('what you can build a tower from',),
     },
-    want_pick=('hand me {t}', 'i am looking for {t}, lift it', 'can i have {t}', 'show me {t} by lifting it'),
-    want_put=('{t} belongs {w}', 'i would have {t} {w}', 'see that {t} ends up {w}', 'look for {t} and leave it {w}'),
+    want_pick=('hand me {t}', 'find me {t}', 'can i have {t}', 'let me see {t} up in the air'),
+    want_put=(
+        '{t} is what i want {w}',
+        'i would have {t} {w}',
+        'see that {t} ends up {w}',
+        'go and find {t} and leave it {w}',
+    ),
     where={
         'bowl': ('where a salad is mixed', 'in what you would fill with soup'),
         'plate': ('where you would serve a sandwich', 'on what holds the cake at a party'),
