@@ -87,11 +87,14 @@ def joint_path(kinematics: Kinematics, q: Array, poses: Array) -> Array:
     return out
 
 
-def first_difference(ours: Array, theirs: Array, bound: float) -> int:
-    """Number of leading rows of two joint paths (k, n) in which no joint differs by more than ``bound`` [rad]."""
-    rows = min(len(ours), len(theirs))
-    far = np.abs(ours[:rows] - theirs[:rows]).max(axis=1) > bound if rows else np.zeros(0, dtype=bool)
-    return int(np.argmax(far)) if far.any() else rows
+def alike(ours: Array, theirs: Array, bound: float) -> int:
+    """Number of leading states (k, n) that are within ``bound`` [rad] per joint of some state of a path (m, n)."""
+    if not len(theirs):
+        return 0
+    for k, q in enumerate(ours):
+        if np.abs(theirs - q).max(axis=1).min() > bound:
+            return k
+    return len(ours)
 
 
 def describe_contacts(contacts: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -375,7 +375,7 @@ class Controller:
         self._motion = Motion(joints, self.backend.forward(joints.q))
         self._record(now_ns)
         late = float(np.abs(joints.q - q).max())
-        problem = run.over(now_ns, joints.q, joints.resting)
+        problem = run.over(now_ns, joints.q, joints.dq)
         if late > self.bounds.safety.max_joint_jump:
             why = changes[-1].text if changes else 'the limits of the arm'
             problem = f'the arm cannot follow ({late:.3f} rad behind): {why}'

@@ -20,6 +20,7 @@ from .time_law import BOX_TOLERANCE
 
 CHECK_STEP = 0.03  # rad between two states of a line that are looked at
 ARRIVED = 2e-3  # rad
+AT_REST = 1e-3  # rad/s
 SETTLE_TIME = 1.0  # s after the end of a route until the arm has to be there
 STEPS = 400  # points of a line of our own
 
@@ -151,12 +152,12 @@ class RouteRun:
             return Verdict('route', VerdictAction.HELD, self.name, text=f'{self.name}: {problem}; braking and holding')
         return Verdict('route', VerdictAction.PASSED, self.name, text=f'{self.name}: arrived')
 
-    def over(self, now_ns: int, q: Array, resting: bool) -> str | None:
+    def over(self, now_ns: int, q: Array, dq: Array) -> str | None:
         """'' on arrival, a reason when the arm is not there in time, None while it is under way."""
         late = (now_ns - self.start_ns) * 1e-9 - self.route.duration
         if late < 0.0:
             return None
         left = float(np.abs(q - self.route.positions[-1]).max())
-        if resting and left <= ARRIVED:
+        if left <= ARRIVED and np.abs(dq).max() <= AT_REST:
             return ''
         return f'{left:.3f} rad are left' if late > SETTLE_TIME else None

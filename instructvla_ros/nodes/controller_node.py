@@ -23,6 +23,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from instructvla_ros.msg import ActionChunk, ControllerState, GripperCommand
 
+from ..control.clearance import Answer
 from ..control.controller import Controller, ControllerOutput, Mode
 from ..control.safety import trajectory_points
 from ..datatypes import RobotState, Verdict, VerdictAction
@@ -32,6 +33,8 @@ from . import params, qos, runtime
 from .convert import chunk_from_msg, pose_to_msg, stamp_to_msg, verdict_to_msg
 from .convert_robot import JointReader, gripper_to_msg, trajectory_to_msg
 from .diagnostics import OK, WARN
+from .homing import Homing
+from .moveit_backend import MoveItBackend
 from .pacing import Pacer
 
 _LAST_COMMANDS = 1.0  # longest time spent braking at shutdown [s]
@@ -53,10 +56,9 @@ class ControllerNode(runtime.BaseNode):
         self.priority = params.integer_parameter(
             self, 'realtime_priority', 20, 0, 99, 'SCHED_FIFO priority of the process; 0, or not permitted: ordinary'
         )
-        if self.settings.backend != 'direct':
-            raise SetupError(f"backend {self.settings.backend!r} is not part of this version; use backend: 'direct'")
         topics = self.embodiment.topics
-        self._controller = Controller(self.embodiment, self.settings)
+        self._moveit = self._connect_moveit() if self.settings.backend == 'moveit' else None
+        self._controller = Controller(self.embodiment, self.settings, clearance=self._moveit)
         self._joints = JointReader(self.embodiment)
         self._state: RobotState | None = None
         self._lock = threading.Lock()
@@ -86,6 +88,7 @@ class ControllerNode(runtime.BaseNode):
         self.create_service(Trigger, 'stop', self.guard_service('stop', self._on_stop))
         self.create_service(Trigger, 'reset', self.guard_service('reset', self._on_reset))
         self.create_service(SetBool, 'dry_run', self.guard_service('dry_run', self._on_dry_run))
+        self._homing = Homing(self, self._controller, self.embodiment, self.settings, self._moveit)
         self.diagnostics.expect('joint_states', self.settings.safety.max_state_age)
         self._thread = threading.Thread(target=self._run, name='controller', daemon=True)
         self._thread.start()
@@ -94,6 +97,29 @@ class ControllerNode(runtime.BaseNode):
         """Brake and hold when the arm is moving, then end the periods."""
         self._stopping = True
         self._thread.join(timeout=_LAST_COMMANDS + 1.0)
+        if self._moveit is not None:
+            self._moveit.close()
+            self._moveit = None
+
+    def _connect_moveit(self) -> MoveItBackend | None:
+        """move_group's part in the controller; None when it is not there and ``backend_fallback`` allows that."""
+
+        def answered(answer: Answer) -> None:
+            for verdict in self._controller.on_answer(answer, self.now_ns()):
+                if verdict.action in (VerdictAction.REFUSED, VerdictAction.HELD):
+                    self.warn(f'chunk {verdict.rule}', f'chunk {verdict.chunk_id}: {verdict.text}')
+
+        def took(seconds: float) -> None:
+            self.diagnostics.latency('moveit check', seconds)
+
+        try:
+            return MoveItBackend(self.embodiment, self.settings, answered, took)
+        except SetupError as err:
+            if not self.settings.backend_fallback:
+                raise
+            self.get_logger().warning(f'{err} (backend_fallback: continuing with backend direct)')
+            self.diagnostics.condition('backend', WARN, f'direct instead of moveit: {err}')
+            return None
 
     # -- messages and services, in the executor -------------------------------------------------------------------
 

@@ -1,0 +1,94 @@
+"""Service ``home``: bring the arm to the home pose of its embodiment, slowly, planned where MoveIt is."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from std_srvs.srv import Trigger
+
+from ..control.bounds import Bounds
+from ..control.controller import Controller
+from ..control.direct import DirectBackend
+from ..control.route import SETTLE_TIME, Route, check_route, straight_route
+from ..errors import InstructVLAError
+from ..settings import Control, Embodiment
+from .background import in_thread
+from .moveit_backend import MoveItBackend
+from .runtime import BaseNode
+
+GRACE = 5.0  # s beyond the duration of the route until the answer comes in any case
+
+
+class Homing:
+    """Answers when the arm has arrived or has stopped on the way; chunks are refused meanwhile.
+
+    Args:
+        node: that offers the service. controller: that moves. moveit: plans the way; without it the straight way in
+            joint space is taken if it is free.
+    """
+
+    def __init__(
+        self,
+        node: BaseNode,
+        controller: Controller,
+        embodiment: Embodiment,
+        control: Control,
+        moveit: MoveItBackend | None,
+    ) -> None:
+        self._node, self._controller, self._moveit = node, controller, moveit
+        self._embodiment, self._control = embodiment, control
+        self._bounds = Bounds.from_settings(embodiment, control)
+        self._checker: DirectBackend | None = None  # the controller's own is not to be used from other threads
+        self._busy = threading.Lock()
+        node.create_service(Trigger, 'home', self._on_home)
+
+    async def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        try:
+            response.message = await in_thread(self._node, self.go)
+            response.success = True
+        except InstructVLAError as err:
+            response.success, response.message = False, str(err)
+        except Exception as err:  # the caller gets the reason, the node lives
+            self._node.drop('home', err)
+            response.success, response.message = False, f'{type(err).__name__}: {err}'
+        return response
+
+    def go(self) -> str:
+        """Move home; what was done, in words. Blocks.
+
+        Raises:
+            InstructVLAError: the arm did not get there, and why.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise InstructVLAError('the arm is on its way home already')
+        try:
+            route = self._route()
+            run = self._controller.follow(route, 'home')
+            if not run.done.wait(timeout=route.duration + SETTLE_TIME + GRACE):
+                raise InstructVLAError('no end of the motion was seen; is the clock running?')
+            if run.problem:
+                raise InstructVLAError(run.problem)
+            return f'at home after {route.duration:.1f} s'
+        finally:
+            self._busy.release()
+
+    def _route(self) -> Route:
+        start = self._controller.joints()
+        if start is None:
+            raise InstructVLAError('no joint state has arrived')
+        if not self._controller.enabled:
+            raise InstructVLAError('the controller is not enabled')
+        goal = np.array(self._embodiment.home)
+        if self._moveit is not None:
+            route, source = self._moveit.plan(start, goal), 'the way MoveIt planned'
+        else:
+            route, source = straight_route(start, goal, self._bounds, self._control.home_speed), 'the straight way home'
+        if self._checker is None:
+            self._checker = DirectBackend(self._embodiment, self._bounds)
+        problem = check_route(route, self._bounds, self._checker)
+        if problem and self._moveit is None:
+            problem += '; backend moveit can plan a way around, or move the arm by hand'
+        if problem:
+            raise InstructVLAError(f'{source} is not free: {problem}')
+        return route
