@@ -1,7 +1,8 @@
 """Task lists of SimplerEnv and SimplerEnv-Instruct, and how their success rates become the published numbers.
 
 A suite is a YAML file (``config/suites/``). Each entry of ``tasks`` with each combination of its ``vary`` is a
-*launch*: one environment built one way. A launch has trials: robot position times object position, or numbered episodes.
+*launch*: one environment built one way. A launch has trials: robot position times object position, or numbered
+episodes.
 """
 
 from __future__ import annotations
