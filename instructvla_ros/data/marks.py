@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from ..errors import DataError, suggest
 
-MARK_TOPIC = '/instructvla/episode_mark'
+MARK_NAME = 'episode_mark'
+MARK_TOPIC = f'/instructvla/{MARK_NAME}'
 MARKS = ('start', 'stop', 'success', 'discard')
 
 

@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 from ..config import option
 from ..errors import DataError, SetupError
 from .bag_writer import STORAGES, BagWriter, Qos
-from .marks import MARK_TOPIC, Episodes, Mark, Span
+from .marks import MARK_NAME, Episodes, Mark, Span
 from .message_definitions import Definition, definition
 from .recording_status import Meter, Status, Watched, problems
 
-EMBODIMENT_TOPIC = '/instructvla/embodiment'
-INSTRUCTION_TOPIC = '/instructvla/instruction'
 _STRING = 'std_msgs/msg/String'
 _LATCHED = Qos('reliable', 'transient_local', 1)
 _MB = 2**20
@@ -68,8 +66,7 @@ class Recording:
         path: folder of the bag; must not exist.
         watched: topics that are expected; silence of the periodic ones is reported.
         embodiment: YAML text of the robot, stored in the bag. robot: its name. instruction: what is demonstrated.
-        start_ns: stamp of what is stored at the beginning [ns].
-        free: bytes that a folder's disk has left.
+        namespace: of the marks, the embodiment and the instruction. free: bytes that a folder's disk has left.
 
     Attributes:
         ended: set when the recording has ended by itself; :meth:`status` says why.
@@ -86,7 +83,7 @@ class Recording:
         embodiment: str = '',
         robot: str = '',
         instruction: str = '',
-        start_ns: int = 0,
+        namespace: str = '/instructvla',
         free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ):
         self._options = options
@@ -119,12 +116,15 @@ class Recording:
         self._instruction = instruction
         self._meter = Meter(self._began, options.silent_after)
         self._meter.watch(watched)
+        self._mark_topic = f'{namespace}/{MARK_NAME}'
+        said = f'{namespace}/instruction'
+        self._instruction_topics = (said, f'{namespace}/current_instruction')
         string = definition(_STRING)
-        for topic, text in ((EMBODIMENT_TOPIC, embodiment), (INSTRUCTION_TOPIC, instruction)):
-            if text:
-                self._announce(_NewTopic(topic, _STRING, string, _LATCHED))
-                self._accept(_Message(topic, start_ns, string_to_cdr(text)))
-        self._announce(_NewTopic(MARK_TOPIC, _STRING, string, Qos()))
+        opening = {f'{namespace}/embodiment': embodiment, said: instruction}
+        self._opening = {topic: text for topic, text in opening.items() if text}
+        for topic in self._opening:
+            self._announce(_NewTopic(topic, _STRING, string, _LATCHED))
+        self._announce(_NewTopic(self._mark_topic, _STRING, string, Qos()))
         self._thread = threading.Thread(target=self._run, name='recording', daemon=True)
         self._thread.start()
 
@@ -157,8 +157,9 @@ class Recording:
             if self._queued + len(data) > self._options.queue * _MB:
                 counter.dropped += 1
                 return False
-        if topic == INSTRUCTION_TOPIC:
+        if topic in self._instruction_topics:
             self._instruction = string_from_cdr(data) or self._instruction
+        self._open(stamp_ns)
         self._accept(_Message(topic, stamp_ns, data))
         return True
 
@@ -217,6 +218,7 @@ class Recording:
         if self._closed_at is None:
             if self._episodes.running and not self.ended.is_set():
                 self.mark('stop', stamp_ns)
+            self._open(stamp_ns)
             with self._lock:
                 self._closing = True
             self._wake.set()
@@ -269,9 +271,17 @@ class Recording:
             self._queued += len(message.data)
         self._wake.set()
 
+    def _open(self, stamp_ns: int) -> None:
+        """Store embodiment and instruction, with the stamp of the first message: before it nobody knows the clock."""
+        with self._lock:
+            opening, self._opening = self._opening, {}
+        for topic, text in opening.items():
+            self._accept(_Message(topic, stamp_ns, string_to_cdr(text)))
+
     def _write_marks(self, marks: Sequence[Mark], stamp_ns: int) -> None:
+        self._open(stamp_ns)
         for k, mark in enumerate(marks):  # a stop and its judgement keep their order by their stamps
-            self._accept(_Message(MARK_TOPIC, stamp_ns + k, string_to_cdr(mark.to_json())))
+            self._accept(_Message(self._mark_topic, stamp_ns + k, string_to_cdr(mark.to_json())))
 
     # The thread of the disk.
 
