@@ -43,6 +43,7 @@ class GraphOptions:
     Attributes:
         policy, checkpoint: of the policy node. embodiment: file of config/ or path.
         record, video: keep recordings; with the cameras. time_limit: per episode [s], 0: that of the task.
+        web_port: TCP port of the operator's page; None: no page.
         parameters: further ROS parameters by node name.
     """
 
@@ -52,6 +53,7 @@ class GraphOptions:
     record: bool = False
     video: bool = True
     time_limit: float = 0.0
+    web_port: int | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -85,6 +87,8 @@ def check_options(options: GraphOptions) -> None:
         raise ConfigError("policy 'instructvla' needs weights: name a run directory or a hub id with --checkpoint")
     if not 0.0 <= options.time_limit <= 3600.0:
         raise ConfigError(f'the time limit is {options.time_limit} s; give 0 (that of the task) to 3600 s')
+    if options.web_port is not None and not 1 <= options.web_port <= 65535:
+        raise ConfigError(f"the port of the operator's page is {options.web_port}; give 1 to 65535")
     robot = config.load(Embodiment, resources.config_file(options.embodiment))
     if not robot.views:
         raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
@@ -133,6 +137,8 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
             'time_limit': options.time_limit,
         },
     }
+    if options.web_port is not None:
+        own['web_node'] = {**common, 'port': options.web_port}
     if options.policy == 'instructvla':
         own['episode_node']['ready_timeout'] = LOADING
     for name, extra in options.parameters.items():

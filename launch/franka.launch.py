@@ -93,6 +93,15 @@ def generate_launch_description() -> LaunchDescription:
             choices=['true', 'false'],
             description='start RViz with config/instructvla.rviz (package rviz2), and viz_node',
         ),
+        DeclareLaunchArgument(
+            'web',
+            default_value='false',
+            choices=['true', 'false'],
+            description="serve the operator's page (docs/web.md); its address is printed",
+        ),
+        DeclareLaunchArgument('web_host', default_value='127.0.0.1', description='address the page listens on; other '
+                              'than loopback needs the token that is printed'),
+        DeclareLaunchArgument('web_port', default_value='8765', description='TCP port of the page; 0: any free one'),
         DeclareLaunchArgument('use_sim_time', default_value='false', description='take the time from /clock'),
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
         DeclareLaunchArgument(
@@ -147,6 +156,11 @@ def generate_launch_description() -> LaunchDescription:
         {'publish_tf': value(simulated, bool)},
         condition=IfCondition(OrSubstitution(LaunchConfiguration('viz'), rviz)),
     )
+    page = node(
+        'web_node',
+        {'host': value('web_host', str), 'port': value('web_port', int)},
+        condition=IfCondition(LaunchConfiguration('web')),
+    )
     screen = Node(
         package='rviz2',
         executable='rviz2',
@@ -177,6 +191,7 @@ def generate_launch_description() -> LaunchDescription:
             policy,
             reasoning,
             viz,
+            page,
             screen,
         ]
     )

@@ -23,6 +23,7 @@ EXAMPLES = (
     "instructvla demo --instruction 'stack the green cube on the blue cube' --seed 3",
     'instructvla demo --task open_drawer --no-video',
     'instructvla demo --policy instructvla --checkpoint models/tiny --time-limit 20',
+    'instructvla demo --web              # cameras, arm, thoughts, instructions and STOP in a browser',
     'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
 )
 DEFAULT = 'put the red cube in the bowl'
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
     parser.add_argument('--no-video', action='store_true', help='record no images: less work for a slow machine')
     parser.add_argument('--keep-open', action='store_true', help='leave the graph running afterwards until Ctrl-C')
+    parser.add_argument(
+        '--web', action='store_true', help="serve the operator's page, and leave the graph running until Ctrl-C"
+    )
+    parser.add_argument('--web-port', type=int, default=8765, help='TCP port of that page (default: 8765)')
     parser.add_argument('--json', action='store_true', help='print the result as one JSON object and nothing else')
 
 
@@ -66,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         record=True,
         video=not arguments.no_video,
         time_limit=arguments.time_limit,
+        web_port=arguments.web_port if arguments.web else None,
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
@@ -74,6 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ._progress import Progress
 
     with Progress(quiet=arguments.json) as progress, session.Session([request], folder, options) as running:
+        if arguments.web:
+            address = f'http://127.0.0.1:{arguments.web_port}/'
+            print(f"operator's page: {address}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
         for event in running.events():
             progress.update(event)
         row = running.rows[0]
@@ -81,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress.pause()
         result = _result(row, folder, report, time.monotonic() - began)
         _print(result, arguments.json)
-        if arguments.keep_open:
+        if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
 

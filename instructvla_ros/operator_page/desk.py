@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..control.frames import LinkFrames
-from ..datatypes import ActionChunk, Reasoning, Verdict
+from ..datatypes import ActionChunk, Reasoning, Verdict, VerdictAction
 from ..errors import SetupError
 from ..geometry import Array
 from ..goals import ControllerMode
@@ -221,7 +221,7 @@ class Desk:
                 'chunk': self._chunk_row(),
                 'goal': None if self._goal is None else vars(self._goal),
                 'links': self._link_rows(),
-                'shapes': [shape_row(s) for s in shapes if s.namespace not in _ON_THE_PAGE],
+                'shapes': [shape_row(s) for s in shapes if _in_space(s)],
                 'path': _flat(np.array([pose[:3, 3] for _, pose in self._board.executed])),
                 'verdicts': self._verdicts.rows(now),
                 'latency': self._durations.rows(),
@@ -296,6 +296,12 @@ class Desk:
             'caption': self._board.caption(said),
             'age': round(now - at, 3),
         }
+
+
+def _in_space(shape: Shape) -> bool:
+    if shape.namespace == 'verdict':  # its numbers are in the list; what never moved the arm has no other place
+        return f' {VerdictAction.REFUSED.name}' in shape.text
+    return shape.namespace not in _ON_THE_PAGE
 
 
 def shape_row(shape: Shape) -> dict[str, Any]:

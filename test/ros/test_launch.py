@@ -93,6 +93,7 @@ def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
         ('robot', 'sim', 'viz_node', 'publish_tf', True),
         ('robot', 'real', 'viz_node', 'publish_tf', False),
         ('rviz', 'true', 'viz_node', 'use_sim_time', False),
+        ('web', 'true', 'web_node', 'host', '127.0.0.1'),
     ],
 )
 def test_arguments_reach_their_node(argument, given, executable, parameter, expected):
@@ -107,6 +108,12 @@ def test_rviz_shows_and_viz_can_be_left_out():
     assert {'rviz2', 'viz_node'} <= set(started(rviz='true', viz='false'))
     assert not {'rviz2', 'viz_node'} & set(started(viz='false'))
     assert 'rviz2' not in started()
+
+
+def test_the_operator_page_starts_when_asked_for():
+    assert 'web_node' not in started()
+    page = started(web='true', web_port='9001', web_host='0.0.0.0', embodiment='panda.yaml')['web_node']
+    assert (page['port'], page['host'], page['embodiment']) == (9001, '0.0.0.0', 'panda.yaml')
 
 
 @pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')

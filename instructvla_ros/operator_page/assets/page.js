@@ -92,7 +92,8 @@ function thoughtMeta(newest) {
   const words = newest.tokens ? `${newest.tokens} tokens · ` : '';
   const time = newest.final && newest.latency ? `${(1000 * newest.latency).toFixed(0)} ms · ` : '';
   const age = (performance.now() - newest.when) / 1000;
-  write($('thought-meta'), `${words}${time}${newest.source || ''} · ${newest.final ? `${seconds(age)} ago` : 'thinking'} · ${newest.caption}`);
+  write($('thought-meta'), `${words}${time}${newest.source || ''} · ${newest.final ? `${seconds(age)} ago` : 'thinking'}`);
+  write($('thought-ids'), newest.caption);
 }
 
 function list() {
@@ -187,7 +188,7 @@ function look() {
     // A policy that rests sends no chunks: the last one is old, and is said to be.
     panel.classList.toggle('stale', old);
     const tag = panel.querySelector(':scope > .age');
-    if (tag) write(tag, Number.isFinite(age) ? `${seconds(age)} old` : 'never heard');
+    if (tag) write(tag, Number.isFinite(age) ? `${seconds(age)} old` : 'nothing yet');
   }
   pills(lost);
   switches(lost);

@@ -31,7 +31,7 @@ void main() {
   vec2 p = gl_PointCoord * 2.0 - 1.0; float r = dot(p, p); if (r > 1.0) discard;
   gl_FragColor = vec4(c.rgb * (0.65 + 0.45 * sqrt(1.0 - r)), c.a);
 }`];
-const START = { turn: -0.62, lift: 0.42, far: 2.05, target: [0.36, 0.02, 0.3] };
+const START = { turn: -0.66, lift: 0.38, far: 1.85, target: [0.38, 0.0, 0.25] };
 const FOV = 0.72;
 
 export class Scene {
@@ -41,7 +41,7 @@ export class Scene {
     this.eyeAt = { ...START, target: [...START.target] };
     this.arm = { solids: [], bones: [] };
     this.links = null;
-    this.lines = []; this.dots = []; this.cubes = []; this.texts = [];
+    this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
     this.gl = canvas.getContext('webgl', { antialias: true, alpha: true, premultipliedAlpha: false });
     if (!this.gl) {
       this.broken = 'This browser shows no 3D (WebGL is off). Pictures and buttons work.';
@@ -63,9 +63,9 @@ export class Scene {
 
   setState(links, shapes, path) {
     this.links = links ? links.map(pose) : null;
-    this.lines = []; this.dots = []; this.cubes = []; this.texts = [];
+    this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
     for (let k = 0; k + 5 < path.length; k += 3) {
-      this.line(path.slice(k, k + 3), path.slice(k + 3, k + 6), [0.91, 0.93, 0.95, 0.85], 1.3);
+      this.line(this.lines, path.slice(k, k + 3), path.slice(k + 3, k + 6), [0.91, 0.93, 0.95, 0.85], 1.3);
     }
     for (const shape of shapes) this.take(shape);
     this.wake();
@@ -76,8 +76,9 @@ export class Scene {
     const point = (k) => shape.points.slice(3 * k, 3 * k + 3);
     const tint = (k) => (shape.colors.length ? shape.colors.slice(4 * k, 4 * k + 4).map((v) => v / 255) : shape.color);
     const width = Math.min(Math.max(shape.scale[0] * 420, 1), 3);
-    if (shape.kind === 'LINE_STRIP') for (let k = 0; k + 1 < count; k++) this.line(point(k), point(k + 1), tint(k), width);
-    if (shape.kind === 'LINE_LIST') for (let k = 0; k + 1 < count; k += 2) this.line(point(k), point(k + 1), tint(k), width);
+    const rows = shape.space.startsWith('chunk') ? this.plans : this.lines;
+    const step = { LINE_STRIP: 1, LINE_LIST: 2 }[shape.kind];
+    for (let k = 0; step && k + 1 < count; k += step) this.line(rows, point(k), point(k + 1), tint(k), width);
     if (shape.kind === 'SPHERE_LIST') for (let k = 0; k < count; k++) this.dots.push([...point(k), ...tint(k), shape.scale[0]]);
     if (shape.kind === 'SPHERE') this.dots.push([...shape.at, ...shape.color, shape.scale[0]]);
     if (shape.kind === 'CUBE') this.cubes.push(shape);
@@ -85,9 +86,9 @@ export class Scene {
   }
 
   // Two triangles; the width is that of half the line in pixels.
-  line(a, b, tint, width) {
+  line(rows, a, b, tint, width) {
     for (const [end, side] of [[0, -1], [0, 1], [1, 1], [0, -1], [1, 1], [1, -1]]) {
-      this.lines.push([...a, ...b, ...tint, end, side, width]);
+      rows.push([...a, ...b, ...tint, end, side, width]);
     }
   }
 
@@ -112,7 +113,14 @@ export class Scene {
     gl.enable(gl.BLEND);
     gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     this.drawSolids(eye);
-    this.drawLines(width, height, ratio);
+    const rows = [...this.lines];
+    for (const [from, to] of this.links ? this.arm.bones : []) {
+      const origin = (k) => (this.links[k] ? Array.from(this.links[k].slice(12, 15)) : [0, 0, 0]);
+      this.line(rows, origin(from), origin(to), [0.8, 0.82, 0.85, 1], 6);
+    }
+    this.drawLines(rows, width / ratio, height / ratio);
+    gl.disable(gl.DEPTH_TEST); // the plan is seen through the arm
+    this.drawLines(this.plans, width / ratio, height / ratio);
     this.drawDots(height);
     this.placeTexts();
   }
@@ -146,19 +154,12 @@ export class Scene {
     gl.depthMask(true);
   }
 
-  drawLines(width, height, ratio) {
-    const { gl } = this, use = this.programs.line, rows = [...this.lines];
-    const save = this.lines;
-    this.lines = rows;
-    for (const [from, to] of this.links ? this.arm.bones : []) {
-      const origin = (k) => (this.links[k] ? Array.from(this.links[k].slice(12, 15)) : [0, 0, 0]);
-      this.line(origin(from), origin(to), [0.8, 0.82, 0.85, 1], 6);
-    }
-    this.lines = save;
+  drawLines(rows, width, height) {
+    const { gl } = this, use = this.programs.line;
     if (!rows.length) return;
     gl.useProgram(use.program);
     gl.uniformMatrix4fv(use.at('view'), false, this.view);
-    gl.uniform2f(use.at('size'), width / ratio, height / ratio);
+    gl.uniform2f(use.at('size'), width, height);
     this.fill(rows);
     this.attributes(use, [['a', 3], ['b', 3], ['tint', 4], ['how', 3]]);
     gl.drawArrays(gl.TRIANGLES, 0, rows.length);
