@@ -291,6 +291,7 @@ class PolicySettings:
     realtime_latency: float = option(
         0.0, 'camera to model plus model to arm, beyond the measured time of the model', unit='s', ge=0.0, le=5.0
     )
+    realtime_measured: bool = option(True, 'add the measured time of the model; off where time is simulated')
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ TARGET_PERIOD = 0.004
 """How often the servos get a new target [s], as in the simulator node."""
 FINGERTIP = 0.0088
 """Fingertips below the tcp [m]; lower than the table by a millimetre counts as a touch."""
+BUMP = 0.02
+"""Way of an object that nobody asked to move, beyond which it counts as bumped [m]."""
 START_NS = 1_000_000_000
 """Stamp of the first instant; header stamps of 0 mean that there is none."""
 _NO_IMAGE = np.zeros((1, 1, 3), dtype=np.uint8)
@@ -43,13 +45,15 @@ class Disturbance:
     Attributes:
         latency: from the observation's arrival to the chunk's arrival at the controller [s].
         translation, rotation: standard deviation of the noise on each step of a chunk [m], [rad] per axis.
-        drop: probability that a chunk is lost. seed: of the noise.
+        drop: probability that a chunk is lost. frame_drop: probability that a camera frame is lost.
+        seed: of the noise.
     """
 
     latency: float = 0.0
     translation: float = 0.0
     rotation: float = 0.0
     drop: float = 0.0
+    frame_drop: float = 0.0
     seed: int = 0
 
 
@@ -78,7 +82,8 @@ class RolloutResult:
         success: the task's predicate held at some time. done: the policy said so before the time limit.
         progress, best_progress: at the end, and the largest. time: of the success, or of the end [s].
         chunks: admitted. verdicts: number of decisions by ``'rule/action'``, passed ones left out.
-        table_touches: times the fingertips came below the table plane. path: measured tcp (n, 3) at 20 Hz [m].
+        table_touches: times the fingertips came below the table plane. bumped: names of objects other than the target
+            that were pushed more than 2 cm. path: measured tcp (n, 3) at 20 Hz [m].
         failure: '' on success, else one of stopped, refused, physics, not_reached, wrong_object, not_grasped,
             dropped, not_placed, timeout. detail: one sentence.
     """
@@ -96,6 +101,7 @@ class RolloutResult:
     verdicts: dict[str, int]
     table_touches: int
     path: Array = field(repr=False)
+    bumped: tuple[str, ...] = ()
     failure: str = ''
     detail: str = ''
 
@@ -122,6 +128,7 @@ def run_episode(
     world: World | None = None,
     kinematics: Kinematics | None = None,
     linger: float = 4.0,
+    sentence: bool = True,
 ) -> RolloutResult:
     """Run one episode until it has succeeded and the policy is done, or until its time limit.
 
@@ -129,6 +136,7 @@ def run_episode(
         record: called once per controller period. views: render the cameras for the policy; by default unless the
             policy is privileged or ``hold``. world, kinematics: to reuse; made (and closed) here when omitted.
         linger: time a policy gets after the success to say that it is done [s].
+        sentence: let the policy think before it acts; without, ``think`` is never called.
 
     Raises:
         ConfigError: views are asked for but the simulator has no cameras. SetupError: rendering is not possible here.
@@ -150,6 +158,7 @@ def run_episode(
             kinematics or Kinematics(embodiment),
             render,
             record,
+            sentence,
         )
         return run.finish(linger)
     finally:
@@ -171,15 +180,17 @@ class _Run:
         kinematics: Kinematics,
         render: bool,
         record: Recorder | None,
+        sentence: bool,
     ) -> None:
         self.episode, self.policy, self.world, self.record = episode, policy, world, record
         self.embodiment, self.settings, self.disturbance = embodiment, settings, disturbance
-        self.render = render
+        self.render, self.sentence = render, sentence
         names = [c.view for c in sim.cameras if c.view in embodiment.views or not embodiment.views]
         if render and not names:
             raise ConfigError('the policy needs views, but the simulator has no camera of the embodiment')
         self.rates = {c.view: c.rate for c in sim.cameras if c.view in names} or {'clock': 1.0 / 0.05}
         self.rng = np.random.default_rng(disturbance.seed)
+        self.frame_rng = np.random.default_rng([disturbance.seed, 1])
         self.controller = Controller(embodiment, replace(control, start_enabled=True), kinematics)
         self.sync = Synchronizer(list(self.rates), kinematics.forward, embodiment.base_frame, settings, privileged=True)
         world.reset(episode.scene)
@@ -195,6 +206,7 @@ class _Run:
         self.waiting: tuple[float, ActionChunk] | None = None
         self.reasoning: Reasoning | None = None
         self.scene = self.monitor.update(world.scene_state(START_NS))
+        self.start = self.scene
         self.verdicts: Counter[str] = Counter()
         self.path: list[Array] = []
         self.chunks = 0
@@ -243,6 +255,7 @@ class _Run:
             verdicts=dict(self.verdicts),
             table_touches=self.touches,
             path=np.array(self.path).reshape(-1, 3),
+            bumped=self._bumped(),
             failure='' if success else failure,
             detail='' if success else detail,
         )
@@ -257,7 +270,7 @@ class _Run:
         for view, rate in self.rates.items():
             if now >= self.next_frame[view] - 1e-9:
                 self.next_frame[view] += 1.0 / rate
-                self.sync.feed(view, stamp, self.world.render(view) if self.render else _NO_IMAGE)
+                self._frame(view, stamp)
         output = self.controller.tick(stamp, state)
         self._send(output, stamp)
         observation, chunk, said = self._think_and_infer(now, stamp)
@@ -283,6 +296,23 @@ class _Run:
         self.touches += int(low and not self.touching)
         self.touching = bool(low)
 
+    def _frame(self, view: str, stamp: int) -> None:
+        if self.disturbance.frame_drop:
+            if self.frame_rng.random() < self.disturbance.frame_drop:
+                return
+        elif max(self.next_infer, self.waiting[0] if self.waiting else 0.0) >= self.next_frame[view]:
+            return  # nobody looks before the next frame, and rendering is most of the time of an episode
+        self.sync.feed(view, stamp, self.world.render(view) if self.render else _NO_IMAGE)
+
+    def _bumped(self) -> tuple[str, ...]:
+        before, after = self.start.objects, self.scene.objects
+        return tuple(
+            name
+            for name in before
+            if name != self.episode.target
+            and float(np.linalg.norm(after[name].pose[:3, 3] - before[name].pose[:3, 3])) > BUMP
+        )
+
     def _think_and_infer(
         self, now: float, stamp: int
     ) -> tuple[Observation | None, ActionChunk | None, Reasoning | None]:
@@ -291,7 +321,7 @@ class _Run:
             found = self.sync.latest(stamp, self.episode.instruction)
             if not isinstance(found, Stale):
                 observation = self._as_seen(found)
-                if now >= self.next_think - 1e-9:
+                if self.sentence and now >= self.next_think - 1e-9:
                     said = self.policy.think(observation)
                     self.reasoning = said or self.reasoning
                     self.next_think = now + self.settings.reasoning_period

@@ -193,7 +193,8 @@ class InstructVLAPolicy:
         steps = self._statistics.unnormalize(normalized)
         latency = time.perf_counter() - started
         with self._lock:
-            self._continuation.measured(latency)
+            if self._settings.realtime_measured:
+                self._continuation.measured(latency)
             if epoch == self._epoch:
                 self._thought, self._uses = thought, uses + 1
                 self._continuation.keep(observation.stamp_ns, observation.instruction, normalized)
