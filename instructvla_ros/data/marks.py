@@ -2,8 +2,8 @@
 
 A mark is a ``std_msgs/String`` with JSON on ``/instructvla/episode_mark``:
 ``{"mark": "start", "instruction": "put the red cube in the bowl", "episode": 3}``. ``start`` and ``stop`` enclose an
-episode; ``success`` and ``discard`` judge the one that ended last, and the newest judgement counts. Nothing is ever
-deleted: a discarded episode is only marked.
+episode; ``success`` and ``discard`` judge the one that ended last. Nothing is ever deleted: a discarded episode is only
+marked, and stays discarded, so that a second ``discard`` cannot hit the episode before it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,6 @@ class Mark:
     def to_json(self) -> str:
         """Text of the message."""
         return json.dumps({'mark': self.kind, 'instruction': self.instruction, 'episode': self.episode})
-
-
-def parse(text: str) -> Mark:
-    """Mark from the text of its message.
-
-    Raises:
-        DataError: not JSON, or not a mark.
-    """
-    try:
-        data = json.loads(text)
-        kind = data['mark']
-        if kind not in MARKS:
-            raise DataError(f'unknown mark {kind!r}.{suggest(str(kind), MARKS)}')
-        return Mark(kind, str(data.get('instruction') or ''), int(data.get('episode') or 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise DataError(f'not a mark: {text[:120]!r}; expected JSON with "mark" ({", ".join(MARKS)})') from err
 
 
 @dataclass(frozen=True)
@@ -91,6 +75,8 @@ class Episodes:
             raise DataError(f'{kind}: no episode has begun; mark a start first')
         if kind == 'stop' and not self.running:
             raise DataError(f'stop: episode {len(self.spans)} has ended already; mark success or discard, or a start')
+        if self.spans[-1].result == 'discard':
+            raise DataError(f'{kind}: episode {len(self.spans)} is discarded already; mark a start')
         last = self.spans[-1]
         out = []
         if self.running:

@@ -141,6 +141,9 @@ class RecordNode(BaseNode):
         """Subscribe to what has appeared."""
         if self._finishing:
             return
+        if self.recording.ended.is_set():
+            self._report()
+            return
         types = dict(self.get_topic_names_and_types())
         for topic in self._wanted:
             if topic in types and topic not in self._refused:
