@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+from rclpy.callback_groups import ReentrantCallbackGroup
 from std_srvs.srv import Trigger
 
 from ..control.bounds import Bounds
@@ -39,9 +40,11 @@ class Homing:
         self._node, self._controller, self._moveit = node, controller, moveit
         self._embodiment, self._control = embodiment, control
         self._bounds = Bounds.from_settings(embodiment, control)
-        self._checker: DirectBackend | None = None  # the controller's own is not to be used from other threads
+        # The controller's own is not to be used from other threads; made now, because making one takes several periods.
+        self._checker = DirectBackend(embodiment, self._bounds)
         self._busy = threading.Lock()
-        node.create_service(Trigger, 'home', self._on_home)
+        # A group of its own: joint states have to arrive while this waits.
+        node.create_service(Trigger, 'home', self._on_home, callback_group=ReentrantCallbackGroup())
 
     async def _on_home(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
@@ -84,8 +87,6 @@ class Homing:
             route, source = self._moveit.plan(start, goal), 'the way MoveIt planned'
         else:
             route, source = straight_route(start, goal, self._bounds, self._control.home_speed), 'the straight way home'
-        if self._checker is None:
-            self._checker = DirectBackend(self._embodiment, self._bounds)
         problem = check_route(route, self._bounds, self._checker)
         if problem and self._moveit is None:
             problem += '; backend moveit can plan a way around, or move the arm by hand'

@@ -17,6 +17,8 @@ from rclpy.node import Node
 from ..errors import InstructVLAError, SetupError
 from .moveit_messages import MISSING, SERVICES
 
+IN_FLIGHT = 8  # the queue of a service holds 10 requests or answers; more at once are lost without a word
+
 
 class MoveItError(InstructVLAError):
     """move_group did not answer, or not in a way that can be used."""
@@ -80,7 +82,7 @@ class MoveItLink:
         return self.call_many(name, [request], timeout)[0]
 
     def call_many(self, name: str, requests: Sequence[Any], timeout: float) -> list[Any]:
-        """Answers to several requests that are all sent before the first answer is awaited.
+        """Answers to several requests, sent without waiting for the answer to the one before.
 
         Raises:
             MoveItError: as for :meth:`call`, for all together.
@@ -90,18 +92,26 @@ class MoveItLink:
             raise MoveItError(f'the service {client.srv_name} is not there; is move_group running?')
         done = threading.Semaphore(0)
         deadline = time.monotonic() + timeout
-        futures = []
+        futures: list[Any] = []
+
+        def finish(count: int) -> None:
+            for _ in range(count):
+                if not done.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+                    for future in futures:
+                        client.remove_pending_request(future)
+                    answered = sum(f.done() for f in futures)
+                    raise MoveItError(
+                        f'{client.srv_name} answered {answered} of {len(requests)} questions within '
+                        f'{1e3 * timeout:.0f} ms'
+                    )
+
         for request in requests:
+            if len(futures) >= IN_FLIGHT:
+                finish(1)
             future = client.call_async(request)
             future.add_done_callback(lambda _: done.release())
             futures.append(future)
-        for k in range(len(futures)):
-            if not done.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-                for future in futures:
-                    client.remove_pending_request(future)
-                raise MoveItError(
-                    f'{client.srv_name} answered {k} of {len(futures)} questions within {1e3 * timeout:.0f} ms'
-                )
+        finish(min(len(futures), IN_FLIGHT))
         return [future.result() for future in futures]
 
     def _spin(self) -> None:

@@ -1,0 +1,259 @@
+"""Stands in for move_group: the same services with real moveit_msgs, answered with our own kinematics.
+
+Run as a program it serves until a signal arrives; in a test, make a :class:`StandinMoveGroup` and spin it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import coal
+import numpy as np
+import pinocchio as pin
+import rclpy
+from geometry_msgs.msg import PoseStamped
+from moveit_msgs.msg import ContactInformation, MoveItErrorCodes, PlanningScene
+from moveit_msgs.srv import (
+    ApplyPlanningScene,
+    GetCartesianPath,
+    GetMotionPlan,
+    GetPlanningScene,
+    GetPositionFK,
+    GetPositionIK,
+    GetStateValidity,
+)
+from rclpy.duration import Duration
+from rclpy.node import Node
+from trajectory_msgs.msg import JointTrajectoryPoint
+
+from instructvla_ros import config, resources
+from instructvla_ros.control.bounds import Bounds
+from instructvla_ros.control.collision import CollisionCheck
+from instructvla_ros.control.frames import LinkFrames
+from instructvla_ros.control.kinematics import Kinematics
+from instructvla_ros.control.route import straight_route
+from instructvla_ros.errors import KinematicsError
+from instructvla_ros.geometry import Array
+from instructvla_ros.nodes.convert import pose_from_msg, pose_to_msg
+from instructvla_ros.settings import Control, Embodiment
+
+
+class StandinMoveGroup(Node):
+    """A planning scene of boxes, self-collision, straight plans; a test makes it slow, silent or wrong.
+
+    Attributes:
+        calls: number of requests by service. delay: before each answer [s]. silent: services that never answer.
+        group: the only planning group it knows.
+    """
+
+    def __init__(self, embodiment: Embodiment, group: str = '', namespace: str = '') -> None:
+        super().__init__('move_group', namespace=namespace)
+        self.embodiment = embodiment
+        self.group = group or f'{embodiment.name}_arm'
+        self.kinematics = Kinematics(embodiment)
+        self.frames = LinkFrames(self.kinematics.urdf, embodiment.base_frame)
+        self._check = CollisionCheck(embodiment, self.kinematics.urdf)
+        self._model, self._geometry = self._check.model, self._check.geometry
+        self._data = self._model.createData()
+        self._placements = self._geometry.createData()
+        self.scene = PlanningScene()
+        self.q = np.array(embodiment.home)
+        self.calls: dict[str, int] = {}
+        self.delay = 0.0
+        self.silent: set[str] = set()
+        for name, kind, answer in (
+            ('check_state_validity', GetStateValidity, self._validity),
+            ('compute_cartesian_path', GetCartesianPath, self._cartesian),
+            ('plan_kinematic_path', GetMotionPlan, self._plan),
+            ('apply_planning_scene', ApplyPlanningScene, self._apply),
+            ('get_planning_scene', GetPlanningScene, self._get),
+            ('compute_fk', GetPositionFK, self._forward),
+            ('compute_ik', GetPositionIK, self._inverse),
+        ):
+            self.create_service(kind, name, self._served(name, answer))
+
+    def _served(self, name: str, answer: Any) -> Any:
+        def serve(request: Any, response: Any) -> Any:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            while name in self.silent:
+                time.sleep(0.01)
+            if self.delay:
+                time.sleep(self.delay)
+            return answer(request, response)
+
+        return serve
+
+    def close(self) -> None:
+        """End every silence."""
+        self.silent.clear()
+
+    def add_box(self, name: str, size: tuple[float, float, float], at: tuple[float, float, float]) -> None:
+        """Put a box into the scene as somebody else would."""
+        from instructvla_ros.control.scene import Box
+        from instructvla_ros.nodes.moveit_messages import scene_request
+
+        pose = np.eye(4)
+        pose[:3, 3] = at
+        box = Box(name, np.array(size), pose, ())
+        request = scene_request([box], self.embodiment.base_frame, self, [], [])
+        self.scene.world.collision_objects.extend(request.scene.world.collision_objects)
+
+    def _joints(self, state: Any) -> Array:
+        q = self.q.copy()
+        for name, value in zip(state.joint_state.name, state.joint_state.position, strict=True):
+            if name in self.embodiment.arm_joints:
+                q[self.embodiment.arm_joints.index(name)] = value
+        return q
+
+    def _allowed(self, a: str, b: str) -> bool:
+        matrix = self.scene.allowed_collision_matrix
+        names = list(matrix.entry_names)
+        return a in names and b in names and bool(matrix.entry_values[names.index(a)].enabled[names.index(b)])
+
+    def contacts(self, q: Array) -> list[tuple[str, str, float]]:
+        """Bodies that touch at q: the arm with itself, the arm with the scene."""
+        found = []
+        own = self._check(q)
+        if own:
+            found.append((*own.split(' and '), 0.001))
+        pin.forwardKinematics(self._model, self._data, q)
+        pin.updateGeometryPlacements(self._model, self._data, self._geometry, self._placements)
+        for item in self.scene.world.collision_objects:
+            box = coal.Box(*item.primitives[0].dimensions)
+            where = pose_from_msg(item.pose) @ pose_from_msg(item.primitive_poses[0])
+            there = coal.Transform3s(where[:3, :3], where[:3, 3])
+            for k, body in enumerate(self._geometry.geometryObjects):
+                link = body.name.rpartition('_')[0]
+                if self._allowed(item.id, link):
+                    continue
+                placement = self._placements.oMg[k]
+                here = coal.Transform3s(placement.rotation, placement.translation)
+                result = coal.CollisionResult()
+                if coal.collide(body.geometry, here, box, there, coal.CollisionRequest(), result):
+                    found.append((link, item.id, abs(result.getContact(0).penetration_depth)))
+        return found
+
+    def _validity(self, request: Any, response: Any) -> Any:
+        q = self._joints(request.robot_state)
+        limits = self.embodiment.limits
+        inside = bool((q >= limits.lower).all() and (q <= limits.upper).all())
+        touching = self.contacts(q)
+        response.valid = request.group_name in (self.group, '') and inside and not touching
+        response.contacts = [
+            ContactInformation(contact_body_1=a, contact_body_2=b, depth=depth) for a, b, depth in touching
+        ]
+        return response
+
+    def _tcp(self, link: str) -> Array:
+        """T_link_tcp, whatever the joints."""
+        return np.linalg.inv(self.frames.pose(link)) @ self.frames.pose(self.embodiment.tcp_frame)
+
+    def _cartesian(self, request: Any, response: Any) -> Any:
+        q = self._joints(request.start_state)
+        if request.group_name != self.group:
+            response.error_code.val = MoveItErrorCodes.INVALID_GROUP_NAME
+            return response
+        offset = self._tcp(request.link_name)
+        trajectory = response.solution.joint_trajectory
+        trajectory.joint_names = list(reversed(self.embodiment.arm_joints))
+        done = 0
+        for pose in request.waypoints:
+            try:
+                step = self.kinematics.solve(pose_from_msg(pose) @ offset, q)
+            except KinematicsError:
+                break
+            if request.avoid_collisions and self.contacts(step.q):
+                break
+            q = step.q
+            done += 1
+            trajectory.points.append(JointTrajectoryPoint(positions=q[::-1].tolist()))
+        response.fraction = done / max(len(request.waypoints), 1)
+        response.error_code.val = MoveItErrorCodes.SUCCESS
+        return response
+
+    def _plan(self, request: Any, response: Any) -> Any:
+        plan, answer = request.motion_plan_request, response.motion_plan_response
+        start = self._joints(plan.start_state)
+        goal = start.copy()
+        for wanted in plan.goal_constraints[0].joint_constraints:
+            goal[self.embodiment.arm_joints.index(wanted.joint_name)] = wanted.position
+        bounds = Bounds.from_settings(self.embodiment, Control())
+        route = straight_route(start, goal, bounds, plan.max_velocity_scaling_factor)
+        times = np.linspace(0.0, route.duration, 20) if route.duration else np.zeros(1)
+        points = [route.at(t) for t in times]
+        if plan.group_name != self.group:
+            answer.error_code.val = MoveItErrorCodes.INVALID_GROUP_NAME
+        elif any(self.contacts(q) for q, _ in points):
+            answer.error_code.val = MoveItErrorCodes.PLANNING_FAILED
+        else:
+            answer.error_code.val = MoveItErrorCodes.SUCCESS
+            answer.trajectory.joint_trajectory.joint_names = list(self.embodiment.arm_joints)
+            answer.trajectory.joint_trajectory.points = [
+                JointTrajectoryPoint(
+                    positions=q.tolist(), velocities=dq.tolist(), time_from_start=Duration(seconds=float(t)).to_msg()
+                )
+                for t, (q, dq) in zip(times, points, strict=True)
+            ]
+        return response
+
+    def _apply(self, request: Any, response: Any) -> Any:
+        new = request.scene
+        names = [o.id for o in new.world.collision_objects]
+        kept = [o for o in self.scene.world.collision_objects if o.id not in names]
+        self.scene.world.collision_objects = kept + list(new.world.collision_objects)
+        if new.allowed_collision_matrix.entry_names:
+            self.scene.allowed_collision_matrix = new.allowed_collision_matrix
+        response.success = all(o.header.frame_id == self.embodiment.base_frame for o in new.world.collision_objects)
+        return response
+
+    def _get(self, _request: Any, response: Any) -> Any:
+        response.scene = self.scene
+        return response
+
+    def _forward(self, request: Any, response: Any) -> Any:
+        q = self._joints(request.robot_state)
+        self.frames.set_joints(dict(zip(self.embodiment.arm_joints, q, strict=True)))
+        links = [n for n in request.fk_link_names if n in self.frames.links]
+        response.error_code.val = MoveItErrorCodes.SUCCESS if links else MoveItErrorCodes.INVALID_LINK_NAME
+        response.fk_link_names = links
+        for link in links:
+            pose = PoseStamped(pose=pose_to_msg(self.frames.pose(link)))
+            pose.header.frame_id = self.embodiment.base_frame
+            response.pose_stamped.append(pose)
+        return response
+
+    def _inverse(self, request: Any, response: Any) -> Any:
+        ik = request.ik_request
+        try:
+            offset = self._tcp(ik.ik_link_name or self.embodiment.tcp_frame)
+            step = self.kinematics.solve(pose_from_msg(ik.pose_stamped.pose) @ offset, self._joints(ik.robot_state))
+        except KinematicsError:
+            response.error_code.val = MoveItErrorCodes.NO_IK_SOLUTION
+            return response
+        response.solution.joint_state.name = list(self.embodiment.arm_joints)
+        response.solution.joint_state.position = step.q.tolist()
+        blocked = ik.avoid_collisions and self.contacts(step.q)
+        response.error_code.val = MoveItErrorCodes.NO_IK_SOLUTION if blocked else MoveItErrorCodes.SUCCESS
+        return response
+
+
+def main() -> None:
+    """Serve the embodiment named on the command line (franka.yaml) until a signal arrives."""
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    name = sys.argv[1] if len(sys.argv) > 1 else 'franka.yaml'
+    rclpy.init(args=[])
+    node = StandinMoveGroup(config.load(Embodiment, resources.config_file(name)))
+    try:
+        rclpy.spin(node)
+    except (KeyboardInterrupt, rclpy.executors.ExternalShutdownException):
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == '__main__':
+    main()
