@@ -108,11 +108,11 @@ class BagWriter:
         self._custom = dict(custom or {})
         # In mcap the compression is said by each chunk.
         self._per_message = compress and storage == 'sqlite3'
+        if path.exists() or path.is_symlink():
+            raise SetupError(f'{path} exists; a recording never overwrites one. Choose another folder')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir()
-        except FileExistsError:
-            raise SetupError(f'{path} exists; a recording never overwrites one. Choose another folder') from None
         except OSError as err:
             raise SetupError(f'cannot make {path}: {err.strerror}. Choose a folder that can be written') from err
         kind: type[Storage] = McapFile if storage == 'mcap' else SqliteFile
