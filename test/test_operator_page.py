@@ -1,0 +1,492 @@
+"""The operator's page without ROS and without a browser: who gets in, what is understood, what is shown."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import re
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from instructvla_ros import config, resources
+from instructvla_ros.control.frames import LinkFrames
+from instructvla_ros.datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
+from instructvla_ros.errors import ConfigError, InstructionError, SetupError
+from instructvla_ros.goals import ControllerMode
+from instructvla_ros.operator_page import access, intents
+from instructvla_ros.operator_page.arm import bones, solids
+from instructvla_ros.operator_page.desk import ControllerReport, Desk, GoalNews
+from instructvla_ros.operator_page.ledger import Durations, VerdictList
+from instructvla_ros.operator_page.server import ASSETS, Server, plain
+from instructvla_ros.settings import Embodiment, Safety, Visual, Web
+
+ROBOT = config.load(Embodiment, resources.config_file('franka.yaml'))
+URDF = resources.robot_description()
+TOKEN = 'a-token_of-16-plus'
+
+
+def desk(described: bool = True) -> Desk:
+    made = Desk(ROBOT, Safety(), Visual(), 1.0)
+    if described:
+        made.on_description(URDF)
+    return made
+
+
+def chunk(name: str = 'chunk-1', **fields: Any) -> ActionChunk:
+    steps = np.zeros((4, 7))
+    steps[:, 0] = 0.01
+    steps[:, 6] = 1.0
+    reference = np.eye(4)
+    reference[:3, 3] = [0.4, 0.0, 0.3]
+    values = {'observation_stamp_ns': 10**9, 'created_stamp_ns': 10**9 + 120_000_000, **fields}
+    return ActionChunk(name, step_period=0.1, steps=steps, frame_id=ROBOT.base_frame, reference_pose=reference,
+                       reasoning_id='say-1', model_latency=0.05, **values)  # fmt: skip
+
+
+def said(text: str, name: str = 'say-1', final: bool = True, kind: ReasoningKind = ReasoningKind.PLAN) -> Reasoning:
+    return Reasoning(name, 10**9, 'put it there', text, kind, final=final, latency=0.2, tokens=7)
+
+
+# -- who gets in
+
+
+@pytest.mark.parametrize('name', ['localhost', '127.0.0.1', '127.8.8.8', '::1', '[::1]'])
+def test_loopback(name):
+    assert access.is_loopback(name)
+
+
+@pytest.mark.parametrize('name', ['0.0.0.0', '::', '', '192.168.1.2', 'robot', 'localhost.evil.org', '127.0.0.1.a.b'])
+def test_not_loopback(name):
+    assert not access.is_loopback(name)
+
+
+def test_a_page_on_loopback_needs_no_token_and_elsewhere_always_has_one():
+    assert access.Access('127.0.0.1').token == ''
+    first, second = access.Access('0.0.0.0').token, access.Access('0.0.0.0').token
+    assert first != second and min(len(first), len(second)) >= 32
+    assert access.Access('127.0.0.1', TOKEN).token == TOKEN
+
+
+@pytest.mark.parametrize(
+    'host, origin, refused',
+    [
+        ('127.0.0.1:8765', None, False),
+        ('localhost:8765', 'http://localhost:8765', False),
+        ('[::1]:8765', 'http://[::1]:8765', False),
+        ('LOCALHOST:8765', 'http://localhost:8765', False),
+        ('localhost:8765', 'http://localhost:3000', True),  # another page of this machine
+        ('localhost:8765', 'https://evil.org', True),
+        ('localhost:8765', 'null', True),
+        ('localhost:8765', 'file://', True),
+        ('evil.org:8765', 'http://evil.org:8765', True),  # a name that was made to point here
+        ('', None, True),
+        ('[::1', None, True),
+    ],
+)
+def test_origin_and_host_of_a_page_on_loopback(host, origin, refused):
+    assert bool(access.Access('127.0.0.1').refusal(host, origin)) is refused
+
+
+def test_origin_of_a_page_for_others():
+    page = access.Access('0.0.0.0', TOKEN)
+    assert not page.refusal('robot.lan:8765', 'http://robot.lan:8765')
+    assert page.refusal('robot.lan:8765', 'http://evil.org')
+
+
+def test_tokens():
+    page = access.Access('0.0.0.0', TOKEN)
+    assert page.admits(TOKEN)
+    assert not any(page.admits(wrong) for wrong in ('', TOKEN[:-1], TOKEN + 'x', TOKEN.upper(), 'ä', '\udc80'))
+    assert access.token_in_query(f'/?a=1&token={TOKEN}') == TOKEN and access.token_in_query('/') == ''
+    assert access.token_in_cookie(f'x=1; i_1={TOKEN}', 'i_1') == TOKEN and access.token_in_cookie('x=1', 'i_1') == ''
+
+
+def test_token_files(tmp_path):
+    file = tmp_path / 'token'
+    file.write_text(f'{TOKEN}\n')
+    assert access.read_token(str(file)) == TOKEN and access.read_token('') == ''
+    for bad in ('', 'short', 'with a space in it', 'ümlaut-ümlaut-ümlaut'):
+        file.write_text(bad)
+        with pytest.raises(ConfigError, match='at least 16'):
+            access.read_token(str(file))
+    with pytest.raises(SetupError, match='cannot read'):
+        access.read_token(str(tmp_path / 'none'))
+
+
+# -- what is understood
+
+
+def test_wishes():
+    assert intents.parse('{"do": "stop"}') == intents.Intent(intents.Do.STOP)
+    assert intents.parse('{"do": "enable", "on": true}') == intents.Intent(intents.Do.ENABLE, on=True)
+    wish = intents.parse('{"do": "instruction", "text": "  pick <b>it</b> ", "seconds": 5}')
+    assert wish == intents.Intent(intents.Do.INSTRUCTION, 'pick <b>it</b>', seconds=5.0)
+    assert intents.parse('{"ack": "state", "at": 12.5}') == intents.Ack('state', 12.5)
+
+
+@pytest.mark.parametrize(
+    'message',
+    [
+        '', 'stop', '[]', '3', '{}', b'{"do": "stop"}', '{"do": 1}', '{"do": "fly"}', '{"do": ["stop"]}',
+        '{"do": "enable"}', '{"do": "enable", "on": 1}', '{"do": "enable", "on": "true"}',
+        '{"do": "instruction"}', '{"do": "instruction", "text": " "}', '{"do": "question", "text": "a\\u0000b"}',
+        '{"do": "instruction", "text": "a\\u202eb"}', '{"do": "instruction", "text": "x", "seconds": -1}',
+        '{"do": "instruction", "text": "x", "seconds": NaN}', '{"ack": "state", "at": Infinity}', '{"ack": 1, "at": 0}',
+        '[' * 100_000, json.dumps({'do': 'instruction', 'text': 'x' * 1001}),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused(message):
+    with pytest.raises(InstructionError):
+        intents.parse(message)
+
+
+# -- what is shown
+
+
+def test_the_arm_is_drawn_from_its_own_primitives():
+    shapes = solids(URDF)
+    assert {f'fr3_link{k}' for k in range(8)} <= {s.link for s in shapes}
+    assert {'fr3_leftfinger', 'fr3_rightfinger', 'fr3_hand'} <= {s.link for s in shapes}
+    assert all(min(s.size[:2]) > 0 and np.isfinite(s.origin).all() and max(s.color) <= 1 for s in shapes)
+    assert bones(URDF, frozenset(s.link for s in shapes)) == ()
+
+
+MESHES = """<robot name="m"><material name="blue"><color rgba="0 0 1 1"/></material>
+<link name="a"><visual><geometry><mesh filename="a.stl"/></geometry></visual></link>
+<link name="b"><visual><geometry><mesh filename="b.stl"/></geometry></visual>
+<collision><origin xyz="0 0 1" rpy="0 0 0"/><geometry><sphere radius="0.1"/></geometry></collision></link>
+<link name="c"><visual><geometry><box size="1 2 3"/></geometry><material name="blue"/></visual></link>
+<joint name="ab" type="revolute"><parent link="a"/><child link="b"/></joint>
+<joint name="bc" type="revolute"><parent link="b"/><child link="c"/></joint></robot>"""
+
+
+def test_meshes_are_replaced_by_collision_shapes_or_lines():
+    shapes = {s.link: s for s in solids(MESHES)}
+    assert set(shapes) == {'b', 'c'}
+    assert shapes['b'].kind == 'sphere' and shapes['b'].origin[2, 3] == 1.0
+    assert shapes['c'].color == (0.0, 0.0, 1.0) and shapes['c'].size == (1.0, 2.0, 3.0)
+    assert bones(MESHES, frozenset(shapes)) == (('a', 'b'),)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'no urdf',
+        '<!DOCTYPE r [<!ENTITY a "b">]><robot name="r">&a;</robot>',
+        '<robot><link name="a"><visual><geometry><box size="1 nan 1"/></geometry></visual></link></robot>',
+        '<robot><link name="a"><visual><geometry><sphere/></geometry></visual></link></robot>',
+    ],
+)
+def test_broken_descriptions_are_refused(text):
+    with pytest.raises(SetupError):
+        solids(text)
+
+
+def test_equal_verdicts_are_counted_and_old_ones_leave():
+    rows = VerdictList()
+    for k in range(3):
+        rows.add(Verdict('ik', VerdictAction.CLIPPED, 'joint2', 1.0 + k, 0.5, 'rad'), 0.1 * k)
+    rows.add(Verdict('finite', VerdictAction.REFUSED, text='step 2 is NaN', chunk_id='chunk-9'), 1.0)
+    rows.add(Verdict('finite', VerdictAction.PASSED), 1.0)
+    first, second = rows.rows(2.0)
+    assert (first['rule'], first['chunk'], first['age']) == ('finite', 'chunk-9', 1.0)
+    assert (second['count'], second['value'], second['limit']) == (3, 3.0, 0.5)
+    assert rows.rows(1000.0) == []
+    rows.add(Verdict('ik', VerdictAction.CLIPPED, 'joint2', 9.0), 100.0)
+    assert rows.rows(100.0)[0]['count'] == 1
+
+
+def test_durations():
+    times = Durations()
+    for k in range(1, 201):
+        times.add('a', 0.001 * k)
+    times.add('a', math.nan)
+    (row,) = times.rows()
+    assert row['count'] == 100 and row['last'] == 0.2 and 0.14 < row['p50'] < 0.16 and 0.19 < row['p95'] < 0.2
+
+
+def test_nothing_heard_has_no_age_and_no_values():
+    state = desk(described=False).state(5.0)
+    assert state['ages'] == {} and state['controller'] is None and state['links'] is None and state['goal'] is None
+    json.dumps(plain(state), allow_nan=False)
+
+
+def test_ages_are_those_of_what_was_heard():
+    d = desk()
+    d.on_joints(dict(zip(ROBOT.arm_joints, ROBOT.home, strict=True)), 1.0)
+    d.on_chunk(chunk(), 2.0)
+    d.on_controller(ControllerReport(0, ControllerMode.TRACKING, True), 3.0)
+    d.on_reasoning(said('I begin', final=False), 4.0)
+    assert d.state(5.0)['ages'] == {'joints': 4.0, 'chunk': 3.0, 'controller': 2.0}
+    d.on_reasoning(said('I begin.'), 4.5)
+    assert d.state(5.0)['ages']['thought'] == 0.5
+    d.forget_path()
+    assert d.state(5.0)['ages'] == {}
+
+
+def test_links_are_where_the_kinematics_says():
+    d, frames = desk(), LinkFrames(URDF, ROBOT.base_frame)
+    joints = dict(zip(ROBOT.arm_joints, [0.3, -0.5, 0.2, -1.9, 0.1, 1.7, 0.4], strict=True))
+    d.on_joints(joints, 0.0)
+    frames.set_joints(joints)
+    arm = d.hello(0.0)['arm']
+    rows = d.state(0.0)['links']
+    assert len(rows) == len(arm['links']) and ROBOT.base_frame not in arm['links']
+    for name, row in zip(arm['links'], rows, strict=True):
+        assert np.allclose(np.array(row).reshape(3, 4), frames.pose(name)[:3], atol=1e-5)
+    assert {s['link'] for s in arm['solids']} <= set(range(len(rows) + 1))
+
+
+def test_the_plan_is_drawn_in_the_colours_of_time_with_the_gripper():
+    d = desk()
+    d.on_chunk(chunk(), 0.0)
+    shapes = {s['space']: s for s in d.state(0.0)['shapes']}
+    assert {'chunk_path', 'chunk_points', 'chunk_gripper', 'workspace', 'table'} <= set(shapes)
+    path = shapes['chunk_path']
+    assert np.allclose(np.reshape(path['points'], (-1, 3))[:, 0], [0.4, 0.41, 0.42, 0.43, 0.44])
+    colors = np.reshape(path['colors'], (-1, 4))
+    assert colors[0, 2] > 200 and colors[-1, 0] > 200 and colors[-1, 2] < 60  # blue to yellow
+
+
+def test_latencies_and_verdicts_of_the_controller():
+    d = desk()
+    d.on_chunk(chunk(), 0.0)
+    verdicts = [Verdict('workspace', VerdictAction.REFUSED, 'z', -0.2, 0.0, 'm', 'too low', 'chunk-1')]
+    for k in range(2):  # the second state of the same chunk is no second command
+        report = ControllerReport(10**9 + 150_000_000 + k, ControllerMode.TRACKING, False, chunk_id='chunk-1',
+                                  observation_stamp_ns=10**9, verdicts=verdicts[k:])  # fmt: skip
+        d.on_controller(report, 0.1)
+    state = d.state(0.2)
+    times = {row['name']: row for row in state['latency']}
+    assert times['camera to chunk']['last'] == pytest.approx(0.12)
+    assert times['camera to command']['last'] == pytest.approx(0.15) and times['camera to command']['count'] == 1
+    assert [v['rule'] for v in state['verdicts']] == ['workspace']
+    assert any(s['space'] == 'verdict' and 'REFUSED' in s['text'] for s in state['shapes'])
+    assert (state['controller']['mode'], state['controller']['enabled']) == ('TRACKING', True)
+    d.on_controller(ControllerReport(0, ControllerMode.STOPPED, False), 0.3)
+    assert d.state(0.3)['controller']['enabled'] is False
+
+
+def test_sentences_replace_their_drafts_and_come_with_the_greeting():
+    d = desk()
+    for k, text in enumerate(('I', 'I will', 'I will pick it')):
+        event = d.on_reasoning(said(text, final=k == 2), float(k))
+        assert event['text'] == text and event['final'] == (k == 2)
+    d.on_reasoning(said('a cube', 'say-2', kind=ReasoningKind.ANSWER), 3.0)
+    thoughts = d.hello(5.0)['thoughts']
+    assert [(t['id'], t['text'], t['kind'], t['age']) for t in thoughts] == [
+        ('say-1', 'I will pick it', 'PLAN', 3.0), ('say-2', 'a cube', 'ANSWER', 2.0)
+    ]  # fmt: skip
+    for k in range(100):
+        d.on_reasoning(said('more', f'say-{k + 10}'), 6.0)
+    assert len(d.hello(6.0)['thoughts']) == 40
+
+
+def test_goals_are_shown():
+    d = desk()
+    d.on_goal(GoalNews('pick it', 'ACTING', 1.5))
+    goal = plain(d.state(0.0))['goal']
+    assert goal['phase'] == 'ACTING' and goal['progress'] is None and goal['outcome'] == ''
+
+
+def test_the_page_never_makes_markup_of_words_and_loads_nothing_from_elsewhere():
+    for file in ASSETS.iterdir():
+        if file.suffix in ('.js', '.html', '.css'):
+            text = file.read_text(encoding='utf-8')
+            for banned in ('innerHTML', 'outerHTML', 'insertAdjacentHTML', 'document.write', 'eval(', 'Function(',
+                           'srcdoc', 'javascript:'):  # fmt: skip
+                assert banned not in text, f'{file.name}: {banned}'
+            assert not re.search(r'(https?:)?//[a-z]', re.sub(r'^\s*//.*$', '', text, flags=re.M)), file.name
+            assert len(text.splitlines()) <= 450
+
+
+# -- the server
+
+
+@contextmanager
+def serving(on_intent: Callable[[intents.Intent], None] = lambda _: None, **settings: Any) -> Iterator[Server]:
+    server = Server(Web(**{'port': 0, **settings}), lambda: {'robot': 'fr3'}, on_intent)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def get(server: Server, path: str = '/', **headers: str) -> tuple[int, dict[str, str], str]:
+    link = http.client.HTTPConnection('127.0.0.1', server.port, timeout=10)
+    link.request('GET', path, headers={k.replace('_', '-'): v for k, v in headers.items()})
+    answer = link.getresponse()
+    out = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read().decode()
+    link.close()
+    return out
+
+
+def browser(server: Server, **options: Any) -> Any:
+    return connect(f'ws://127.0.0.1:{server.port}/ws', compression=None, **options)
+
+
+def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return value
+
+
+def test_files_and_headers():
+    with serving() as server:
+        status, headers, text = get(server)
+        assert status == 200 and '/page.js' in text and headers['content-type'].startswith('text/html')
+        assert "default-src 'none'" in headers['content-security-policy']
+        assert "frame-ancestors 'none'" in headers['content-security-policy']
+        for name in re.findall(r'(?:src|href)="(/[^"]+)"', text):
+            assert get(server, name)[0] == 200
+        for name in ('/../server.py', '/server.py', '/assets/page.js', '/%2e%2e/server.py', '//etc/passwd'):
+            assert get(server, name)[0] == 404
+        assert get(server, Host='evil.org')[0] == 403
+        assert 'token' not in server.url
+
+
+def test_other_web_sites_are_refused():
+    with serving() as server:
+        for origin in ('https://evil.org', f'http://localhost:{server.port + 1}', 'null'):
+            with pytest.raises(InvalidStatus) as refused:
+                browser(server, origin=origin)
+            assert refused.value.response.status_code == 403
+        with browser(server, origin=f'http://127.0.0.1:{server.port}') as own:
+            assert json.loads(own.recv(10))['t'] == 'hello'
+
+
+def test_without_the_token_nothing_is_shown(tmp_path):
+    file = tmp_path / 'token'
+    file.write_text(TOKEN)
+    heard: list[intents.Intent] = []
+    with serving(heard.append, token_file=str(file)) as server:
+        assert server.url.endswith(f'/?token={TOKEN}')
+        cookie = f'{access.cookie_name(server.port)}='
+        wrong = ('/', '/page.js', '/page.css', '/ws', '/none', '/?token=', '/?token=wrong', f'/?token={TOKEN[:-1]}')
+        for path in wrong:
+            status, _, text = get(server, path)
+            assert status == 403 and 'script' not in text and TOKEN not in text
+        assert get(server, Cookie=f'{cookie}wrong')[0] == 403
+        for options in ({}, {'additional_headers': {'Cookie': f'{cookie}wrong'}}):
+            with pytest.raises(InvalidStatus) as refused:
+                browser(server, **options)
+            assert refused.value.response.status_code == 403
+        status, headers, _ = get(server, f'/?token={TOKEN}')
+        assert status == 303 and headers['location'] == '/'
+        given = headers['set-cookie']
+        assert 'HttpOnly' in given and 'SameSite=Strict' in given
+        crumb = given.split(';')[0]
+        assert get(server, Cookie=crumb)[0] == 200
+        with browser(server, additional_headers={'Cookie': crumb}) as own:
+            own.send('{"do": "stop"}')
+            eventually(lambda: heard)
+
+
+def test_a_page_for_others_has_a_token_without_being_asked():
+    with serving(host='0.0.0.0') as server:
+        assert 'token=' in server.url
+        assert get(server)[0] == 403
+
+
+def test_a_busy_port_is_said():
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        with pytest.raises(SetupError, match='another port'):
+            Server(Web(port=taken.getsockname()[1]), dict, lambda _: None).start()
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'websockets.asyncio.server', None)
+    with pytest.raises(SetupError, match='websockets'):
+        Server(Web(port=0), dict, lambda _: None)
+
+
+def test_of_a_slot_only_the_newest_waits_and_the_next_goes_when_the_last_was_shown():
+    with serving() as server, browser(server) as own:
+        assert json.loads(own.recv(10))['robot'] == 'fr3'
+        for k in range(5):
+            server.latest('state', 'state', {'n': k})
+            time.sleep(0.02)
+        first = json.loads(own.recv(10))
+        assert first['n'] == 0 and first['echo'] == 0
+        with pytest.raises(TimeoutError):
+            own.recv(0.2)
+        own.send(json.dumps({'ack': 'state', 'at': 77.5}))
+        second = json.loads(own.recv(10))
+        assert second['n'] == 4 and second['echo'] == 77.5
+        assert second['held'] >= 0.2  # it waited here, and says so
+        server.latest('image a', 'image', {'view': 'a', 'age': math.nan}, b'\xff\xd8jpeg')
+        packed = own.recv(10)
+        length = struct.unpack('>I', packed[:4])[0]
+        head = json.loads(packed[4 : 4 + length])
+        assert head['view'] == 'a' and head['age'] is None and packed[4 + length :] == b'\xff\xd8jpeg'
+
+
+def test_events_come_in_order_past_what_waits():
+    with serving() as server, browser(server) as own:
+        own.recv(10)
+        server.latest('state', 'state', {'n': 1})
+        own.recv(10)
+        server.latest('state', 'state', {'n': 2})  # waits: nobody said that the first was shown
+        for k in range(50):
+            server.event('thought', {'n': k, 'text': '<script>alert(1)</script> "quoted" \u2028'})
+        got = [json.loads(own.recv(10)) for _ in range(50)]
+        assert [m['n'] for m in got] == list(range(50)) and got[0]['text'].startswith('<script>')
+
+
+def test_wishes_arrive_and_nonsense_is_answered_without_ending_the_connection():
+    heard: list[intents.Intent] = []
+
+    def on_intent(wish: intents.Intent) -> None:
+        heard.append(wish)
+        if wish.do is intents.Do.RESET:
+            raise SetupError('reset: the service is not there')
+
+    with serving(on_intent) as server, browser(server) as own:
+        own.recv(10)
+        for message in ('nonsense', '{"do": "fly"}', '{"do": "reset"}'):
+            own.send(message)
+            answer = json.loads(own.recv(10))
+            assert answer['t'] == 'note' and answer['level'] == 'error'
+        own.send('{"do": "stop"}')
+        eventually(lambda: [w.do for w in heard] == [intents.Do.RESET, intents.Do.STOP])
+        own.send('x' * 70_000)  # too long: this connection ends, the server does not
+        with pytest.raises(ConnectionClosed):
+            own.recv(10)
+        with browser(server) as another:
+            assert json.loads(another.recv(10))['t'] == 'hello'
+
+
+def test_browsers_are_counted_and_limited():
+    with serving(viewers=1) as server:
+        assert server.viewers == 0
+        with browser(server) as own:
+            own.recv(10)
+            assert server.viewers == 1
+            with pytest.raises(InvalidStatus) as refused:
+                browser(server)
+            assert refused.value.response.status_code == 503
+        eventually(lambda: server.viewers == 0)
+    server.event('late', {})  # nobody listens any more, nothing fails
+
+
+def test_settings_say_what_they_are():
+    for name, declared in Web.__dataclass_fields__.items():
+        assert declared.metadata['doc'], name
+    assert Path(ASSETS / 'page.html').is_file()
