@@ -126,6 +126,10 @@ class Bag:
         """How many problems there were, listed or not."""
         return self._problems.count
 
+    def note(self, problem: Problem) -> None:
+        """Add what a reader of the messages found wrong with one."""
+        self._problems.add(problem)
+
     def find(self, kind: str) -> list[str]:
         """Names of the topics of a type such as 'sensor_msgs/msg/Image'."""
         return [t.name for t in self.topics.values() if t.type == kind]

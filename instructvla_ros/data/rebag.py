@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +19,9 @@ from ..settings import Embodiment
 from .bag_types import standard_types
 from .bag_values import CAMERA_INFO, CLOCK, COMPRESSED, GRIPPER, IMAGE, JOINT_STATE, STRING
 from .episodes import Episode
+from .marks import MARK_TOPIC, Mark
 
 INSTRUCTION_TOPIC = '/instructvla/instruction'
-MARK_TOPIC = '/instructvla/episode_mark'
 CHUNK_TOPIC = '/instructvla/action_chunk'
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 COMPRESSIONS = {
@@ -154,7 +153,7 @@ class BagWriter:
 
     def mark(self, recorded_ns: int, mark: str, instruction: str = '', topic: str = MARK_TOPIC) -> None:
         """Write an episode mark: start, stop, success or discard."""
-        self.text(topic, recorded_ns, json.dumps({'mark': mark, 'instruction': instruction}))
+        self.text(topic, recorded_ns, Mark(mark, instruction).to_json())
 
     def clock(self, stamp_ns: int, recorded_ns: int = 0) -> None:
         """Write /clock."""
