@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,7 @@ class Browser:
         self.errors: list[str] = []
 
     def __enter__(self) -> Browser:
+        self._end = ExitStack()
         self._folder = tempfile.mkdtemp(prefix='chromium-')
         self._process = subprocess.Popen(
             [CHROMIUM, *_FLAGS, f'--user-data-dir={self._folder}', f'--window-size={self._size[0]},{self._size[1]}',
@@ -46,7 +48,8 @@ class Browser:
             port = self._port()
             with urllib.request.urlopen(f'http://127.0.0.1:{port}/json/list', timeout=10) as answer:
                 pages = [p for p in json.load(answer) if p['type'] == 'page']
-            self._socket = connect(pages[0]['webSocketDebuggerUrl'], max_size=2**27, compression=None)
+            address = pages[0]['webSocketDebuggerUrl']
+            self._socket = self._end.enter_context(connect(address, max_size=2**27, compression=None))
             self.call('Runtime.enable')
             self.call('Log.enable')
             self.call('Page.enable')
@@ -62,9 +65,7 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        socket = getattr(self, '_socket', None)
-        if socket is not None:
-            socket.close()
+        self._end.close()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -116,10 +117,10 @@ class Browser:
         return str(self.js(f'(document.querySelector({json.dumps(selector)}) || {{}}).textContent || ""'))
 
     def until(self, expression: str, timeout: float = 60.0, also: Callable[[], None] = lambda: None) -> Any:
-        """Value of an expression as soon as it is true."""
+        """Value of an expression as soon as it is true; one that fails, as before the page is there, is not."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            value = self.js(expression)
+            value = self.js(f'(() => {{ try {{ return {expression}; }} catch {{ return null; }} }})()')
             if value:
                 return value
             also()

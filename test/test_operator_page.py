@@ -232,6 +232,7 @@ def test_ages_are_those_of_what_was_heard():
     assert d.state(5.0)['ages'] == {'joints': 4.0, 'chunk': 3.0, 'controller': 2.0}
     d.on_reasoning(said('I begin.'), 4.5)
     assert d.state(5.0)['ages']['thought'] == 0.5
+    assert d.on_reasoning(said('Said before.', 'say-0'), 5.0, 60.0)['age'] == 60.0
     d.forget_path()
     assert d.state(5.0)['ages'] == {}
 

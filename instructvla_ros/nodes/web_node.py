@@ -130,8 +130,8 @@ class WebNode(runtime.BaseNode):
     def _on_reasoning(self, message: Reasoning) -> None:
         said = reasoning_from_msg(message)
         # The topic is latched: what comes at the start may be long said.
-        since = max((self.now_ns() - said.stamp_ns) * 1e-9 - said.latency, 0.0) if said.final else 0.0
-        self._tell('thought', self.desk.on_reasoning(said, time.monotonic() - since))
+        age = max((self.now_ns() - said.stamp_ns) * 1e-9 - said.latency, 0.0) if said.final else 0.0
+        self._tell('thought', self.desk.on_reasoning(said, time.monotonic(), age))
 
     def _on_description(self, message: String) -> None:
         self._tell('arm', self.desk.on_description(message.data))

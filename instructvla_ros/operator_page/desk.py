@@ -126,16 +126,16 @@ class Desk:
             self._durations.add('camera to chunk', (chunk.created_stamp_ns - chunk.observation_stamp_ns) * 1e-9)
             self._durations.add('of it the policy', chunk.model_latency)
 
-    def on_reasoning(self, said: Reasoning, now: float) -> dict[str, Any]:
-        """Take a sentence or its beginning; returns the content of the event ``thought``."""
+    def on_reasoning(self, said: Reasoning, now: float, age: float = 0.0) -> dict[str, Any]:
+        """Take a sentence or its beginning, said ``age`` [s] ago; returns the content of the event ``thought``."""
         with self._lock:
             if said.final:
-                self._heard['thought'] = now
+                self._heard['thought'] = now - age
             self._board.on_reasoning(said)
-            self._thoughts[said.id] = (said, now)
+            self._thoughts[said.id] = (said, now - age)
             while len(self._thoughts) > _THOUGHTS:
                 self._thoughts.popitem(last=False)
-            return self._thought(said, now, now)
+            return self._thought(said, now - age, now)
 
     def on_controller(self, report: ControllerReport, now: float) -> None:
         """Take what the controller does."""
