@@ -43,7 +43,7 @@ class GraphOptions:
     Attributes:
         policy, checkpoint: of the policy node. embodiment: file of config/ or path.
         record, video: keep recordings; with the cameras. time_limit: per episode [s], 0: that of the task.
-        web_port: TCP port of the operator's page; None: no page.
+        bag: record a rosbag2 bag too, into <folder>/bag. web_port: TCP port of the operator's page; None: no page.
         parameters: further ROS parameters by node name.
     """
 
@@ -52,6 +52,7 @@ class GraphOptions:
     embodiment: str = 'franka.yaml'
     record: bool = False
     video: bool = True
+    bag: bool = False
     time_limit: float = 0.0
     web_port: int | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -137,6 +138,8 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
             'time_limit': options.time_limit,
         },
     }
+    if options.bag:
+        own['record_node'] = {**common, 'out': str(folder.resolve() / 'bag')}
     if options.web_port is not None:
         own['web_node'] = {**common, 'port': options.web_port}
     if options.policy == 'instructvla':
@@ -163,6 +166,8 @@ class Session:
         check_options(options)
         self.options = options
         self.rows: list[dict[str, Any]] = []
+        if options.bag and (folder / 'bag').exists():
+            raise ConfigError(f'{folder / "bag"} exists; a recording never overwrites one. Choose another folder')
         folder.mkdir(parents=True, exist_ok=True)
         # `asked` is kept in the result: an interrupted evaluation finds its episodes again by it.
         lines = [

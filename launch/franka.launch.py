@@ -19,6 +19,7 @@ from launch.substitutions import (
     EqualsSubstitution,
     IfElseSubstitution,
     LaunchConfiguration,
+    NotEqualsSubstitution,
     NotSubstitution,
     OrSubstitution,
     PathJoinSubstitution,
@@ -102,6 +103,12 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('web_host', default_value='127.0.0.1', description='address the page listens on; other '
                               'than loopback needs the token that is printed'),
         DeclareLaunchArgument('web_port', default_value='8765', description='TCP port of the page; 0: any free one'),
+        DeclareLaunchArgument(
+            'record',
+            default_value='false',
+            description='false; true: record a bag into recordings/<date and time>; or the folder that gets such bags '
+            '(docs/recording.md)',
+        ),
         DeclareLaunchArgument('use_sim_time', default_value='false', description='take the time from /clock'),
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
         DeclareLaunchArgument(
@@ -161,6 +168,12 @@ def generate_launch_description() -> LaunchDescription:
         {'host': value('web_host', str), 'port': value('web_port', int)},
         condition=IfCondition(LaunchConfiguration('web')),
     )
+    recording = LaunchConfiguration('record')
+    recorder = node(
+        'record_node',
+        {'folder': value(IfElseSubstitution(EqualsSubstitution(recording, 'true'), 'recordings', recording), str)},
+        condition=IfCondition(NotEqualsSubstitution(recording, 'false')),
+    )
     screen = Node(
         package='rviz2',
         executable='rviz2',
@@ -192,6 +205,7 @@ def generate_launch_description() -> LaunchDescription:
             reasoning,
             viz,
             page,
+            recorder,
             screen,
         ]
     )

@@ -26,6 +26,7 @@ from instructvla_ros.data.recording import string_to_cdr
 from instructvla_ros.data.recording_status import Status, TopicStatus
 from instructvla_ros.data.recording_topics import bag_command, watched_topics
 from instructvla_ros.errors import ConfigError
+from instructvla_ros.graph_session import EpisodeRequest, GraphOptions, specs
 from instructvla_ros.settings import Embodiment
 
 ROBOT = config.load(Embodiment, resources.config_file('franka.yaml'))
@@ -60,6 +61,13 @@ def test_options_become_parameters() -> None:
     values = dict(w.split(':=', 1) for w in words if ':=' in w and not w.endswith(':=error'))
     assert values['topics'] == '["/a", "/b"]' and values['compress'] == 'true' and values['min_free'] == '5.0'
     assert values['instruction'] == '"put \\"it\\" down"' and 'skip' not in values
+
+
+def test_the_demo_records_a_bag_when_asked(tmp_path: Path) -> None:
+    request = EpisodeRequest('pick', 0)
+    found = {s.name: s for s in specs(GraphOptions(bag=True), tmp_path, request)}
+    assert found['record_node'].parameters['out'] == str(tmp_path / 'bag')
+    assert 'record_node' not in {s.name for s in specs(GraphOptions(), tmp_path, request)}
 
 
 def test_repair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

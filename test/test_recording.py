@@ -474,6 +474,13 @@ def test_silence() -> None:
     assert meter.counter('/camera').rate == 2.0
 
 
+def test_a_topic_has_to_be_announced(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / 'bag', options())
+    with pytest.raises(DataError, match='announce the topic'):
+        recording.write('/a', 1, b'')
+    recording.close()
+
+
 def test_another_type_on_a_topic_is_refused(tmp_path: Path) -> None:
     recording = Recording(tmp_path / 'bag', options())
     recording.add_topic('/a', STRING)

@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--time-limit', type=float, default=0.0, help='seconds for the task (default: its own limit)')
     parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
     parser.add_argument('--no-video', action='store_true', help='record no images: less work for a slow machine')
+    parser.add_argument('--bag', action='store_true', help='record a rosbag2 bag too, into <folder of the run>/bag')
     parser.add_argument('--keep-open', action='store_true', help='leave the graph running afterwards until Ctrl-C')
     parser.add_argument(
         '--web', action='store_true', help="serve the operator's page, and leave the graph running until Ctrl-C"
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         embodiment=arguments.embodiment,
         record=True,
         video=not arguments.no_video,
+        bag=arguments.bag,
         time_limit=arguments.time_limit,
         web_port=arguments.web_port if arguments.web else None,
     )

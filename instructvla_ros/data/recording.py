@@ -28,6 +28,7 @@ from .recording_status import Meter, Status, Watched, problems
 _STRING = 'std_msgs/msg/String'
 _LATCHED = Qos('reliable', 'transient_local', 1)
 _MB = 2**20
+_OVERHEAD = 300  # memory of a waiting message besides its data [bytes]
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,21 @@ class Recording:
 
         Args:
             topic: announced before. stamp_ns: time of arrival [ns]. data: CDR bytes.
+
+        Raises:
+            DataError: the topic was not announced.
         """
         with self._lock:
             counter = self._meter.counter(topic)
+            if not counter.msgtype:
+                raise DataError(f'{topic}: announce the topic before its first message')
             counter.seen += 1
             counter.last_seen = time.monotonic()
             if self._closing or self.ended.is_set():
                 return False
             if self._options.only_episodes and not self._episodes.running and topic not in self._latched:
                 return False
-            if self._queued + len(data) > self._options.queue * _MB:
+            if self._queued + len(data) + _OVERHEAD > self._options.queue * _MB:
                 counter.dropped += 1
                 return False
         if topic in self._instruction_topics:
@@ -268,7 +274,7 @@ class Recording:
             counter.stored += 1
             counter.bytes += len(message.data)
             self._queue.append(message)
-            self._queued += len(message.data)
+            self._queued += len(message.data) + _OVERHEAD
         self._wake.set()
 
     def _open(self, stamp_ns: int) -> None:
@@ -298,6 +304,9 @@ class Recording:
                     due = time.monotonic() + self._options.flush_period
             except OSError as err:
                 self._end(_said(err, self.path))
+            except Exception as err:  # nobody else would hear of a defect on this thread
+                self._end(f'{type(err).__name__}: {err}')
+                raise
             if closing:
                 return
 
@@ -308,7 +317,7 @@ class Recording:
                 self._channels[item.topic] = self._bag.add_topic(item.topic, item.msgtype, item.definition, item.qos)
                 continue
             with self._lock:
-                self._queued -= len(item.data)
+                self._queued -= len(item.data) + _OVERHEAD
             self._bag.write(self._channels[item.topic], item.stamp_ns, item.data)
 
     def _checkpoint(self, elapsed: float) -> None:

@@ -26,7 +26,7 @@ from .. import config
 from ..config import option
 from ..data.bag_writer import Qos
 from ..data.marks import MARKS
-from ..data.message_definitions import split_type
+from ..data.message_definitions import definition, split_type
 from ..data.recording import Recording, RecordingOptions
 from ..data.recording_topics import watched_topics
 from ..errors import DataError, SetupError
@@ -55,9 +55,16 @@ class RecordSettings(RecordingOptions):
 class _Input:
     subscription: Any
     msgtype: str
-    reliable: bool
-    latched: bool
+    qos: Qos
     messages: int = 0
+
+    @property
+    def reliable(self) -> bool:
+        return self.qos.reliability == 'reliable'
+
+    @property
+    def latched(self) -> bool:
+        return self.qos.durability == 'transient_local'
 
 
 class RecordNode(BaseNode):
@@ -173,23 +180,19 @@ class RecordNode(BaseNode):
         if len(set(types)) > 1:
             self.warn(f'types {topic}', f'{topic} has several types ({", ".join(types)}); recording {msgtype}')
         kind = message_class(msgtype)
-        history = offered[0].qos_profile.depth or _DEPTH if offered else _DEPTH
-        self.recording.add_topic(
-            topic,
-            msgtype,
-            Qos(
-                'reliable' if reliable or not offered else 'best_effort',
-                'transient_local' if latched else 'volatile',
-                history,
-            ),
-        )
+        definition(msgtype)  # refused now and not at its first message
         profile = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=_IMAGE_DEPTH if msgtype in _IMAGES else _DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
-        entry = _Input(None, msgtype, reliable, latched, found.messages if found is not None else 0)
+        offer = Qos(
+            'reliable' if reliable else 'best_effort',
+            'transient_local' if latched else 'volatile',
+            (offered[0].qos_profile.depth if offered else 0) or _DEPTH,
+        )
+        entry = _Input(None, msgtype, offer, found.messages if found is not None else 0)
         self._inputs[topic] = entry
         entry.subscription = self.create_subscription(
             kind, topic, self.guard(topic, self._taker(topic, entry)), profile, raw=True
@@ -201,6 +204,8 @@ class RecordNode(BaseNode):
         def take(data: bytes) -> None:
             stamp = now()
             if stamp > 0:  # with use_sim_time there is no time before the first clock message
+                if not entry.messages:  # not before: by now its publishers are known, and what they offer
+                    self.recording.add_topic(topic, entry.msgtype, entry.qos)
                 entry.messages += 1
                 write(topic, stamp, data)
 
@@ -236,9 +241,10 @@ class RecordNode(BaseNode):
         self.diagnostics.condition('recording', level, '; '.join(status.problems))
         silent = {topic.name for topic in status.topics if topic.silent}
         for name in sorted(silent - self._reported):
-            self.get_logger().warning(f'{name} is silent')
+            came = self._inputs.get(name)
+            self.get_logger().warning(f'{name} is silent' if came and came.messages else f'{name} has not come yet')
         for name in sorted(self._reported - silent):
-            self.get_logger().info(f'{name} speaks again')
+            self.get_logger().info(f'{name} speaks')
         self._reported = silent
         if self.recording.ended.is_set():
             self.diagnostics.condition('recording', ERROR, status.ended)

@@ -116,6 +116,14 @@ def test_the_operator_page_starts_when_asked_for():
     assert (page['port'], page['host'], page['embodiment']) == (9001, '0.0.0.0', 'panda.yaml')
 
 
+def test_recording_when_asked_for():
+    assert 'record_node' not in started() and 'record_node' not in started(record='false')
+    assert started(record='true', use_sim_time='true', embodiment='panda.yaml')['record_node'] == {
+        'folder': 'recordings', 'use_sim_time': True, 'embodiment': 'panda.yaml'
+    }
+    assert started(record='/data/monday')['record_node']['folder'] == '/data/monday'
+
+
 @pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
 def test_show_args_and_a_life_from_start_to_ctrl_c(tmp_path):
     shown = subprocess.run(

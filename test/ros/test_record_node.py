@@ -127,8 +127,10 @@ def test_every_byte_arrives_in_the_bag(rig: Rig, start: Callable[..., RecordNode
         rig.say(CAMERA.info_topic, CameraInfo(width=64, height=48, k=[float(k)] * 9))
         rig.say(EMBODIMENT.topics.joint_states, JointState(name=['a', 'b'], position=[0.1 * k, -1.0]))
         rig.say('extra', String(data='é' * k))
-        eventually(lambda k=k: all(stored(node, n) > k for n in names), 20.0, f'message {k} is taken')
-    eventually(lambda: stored(node, description), 20.0, 'the latched description')
+        eventually(
+            lambda k=k: all(stored(node, n) > k and len(rig.wire[n]) > k for n in names), 20.0, f'message {k} is taken'
+        )
+    eventually(lambda: stored(node, description) and rig.wire[description], 20.0, 'the latched description')
     node.close()
     raw, about, decoded = contents(node.recording.path)
     for name in (*names, description):
