@@ -3,7 +3,8 @@
 `expert` runs simulator, policy and controller in this process without ROS and as fast as the machine can.
 `graph` starts the ROS 2 processes once and runs every episode through them in real time; results go to
 <out>/episodes.jsonl one by one, and the same command continues where an interrupted one stopped.
-`simpler` runs the paper's benchmarks where simpler_env is installed.
+`sim` runs the suites of Tabletop-Instruct on a checkpoint, in process and on all cores.
+`simpler` runs the paper's benchmarks where simpler_env is installed, `language` scores what a checkpoint says.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import _evaluate_simpler
+from . import _evaluate_language, _evaluate_sim, _evaluate_simpler
 
-OTHER_WAYS = (_evaluate_simpler,)
+OTHER_WAYS = (_evaluate_sim, _evaluate_simpler, _evaluate_language)
 ORDER = 3
 HELP = 'success rates over many seeds, in process or through the graph'
 EXAMPLES = (
     'instructvla evaluate expert --task put --episodes 100',
     'instructvla evaluate graph --task put --episodes 30 --seed 0 --out runs/put',
     'instructvla evaluate graph --task pick --task stack --episodes 10 --json',
+    'instructvla evaluate sim --checkpoint models/mine --sentence both',
     'instructvla evaluate simpler --list',
+    'instructvla evaluate language --checkpoint models/mine --data data/validation',
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two ways and their options."""
-    ways = parser.add_subparsers(dest='way', required=True, metavar='expert | graph | simpler')
+    ways = parser.add_subparsers(dest='way', required=True, metavar='expert | graph | sim | simpler | language')
     for name, text in (('expert', 'in process, without ROS'), ('graph', 'through the ROS 2 graph')):
         way = ways.add_parser(name, help=text, description=text)
         way.add_argument(
