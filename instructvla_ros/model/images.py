@@ -46,23 +46,44 @@ def join_views(views: Sequence[Image]) -> Image:
     return views[0] if len(views) == 1 else np.concatenate(list(views), axis=1)
 
 
+def siglip_square(image: Image, size: int) -> Image:
+    """(size, size, 3) uint8: squashed by Pillow bicubic."""
+    square = PilImage.fromarray(check_image(image)).resize((size, size), PilImage.Resampling.BICUBIC)
+    return np.asarray(square)
+
+
+def siglip_scale(pixels: NDArray[np.uint8]) -> Floats:
+    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32 in [-1, 1]."""
+    scaled = np.moveaxis(pixels, -1, -3).astype(np.float32) / np.float32(255.0)
+    return np.ascontiguousarray((scaled - np.float32(0.5)) / np.float32(0.5))
+
+
 def siglip_pixels(image: Image, size: int) -> Floats:
     """(3, size, size) float32: squashed by Pillow bicubic, scaled to [-1, 1]."""
-    square = PilImage.fromarray(check_image(image)).resize((size, size), PilImage.Resampling.BICUBIC)
-    scaled = np.asarray(square, np.float32) / np.float32(255.0)
-    return np.ascontiguousarray(((scaled - np.float32(0.5)) / np.float32(0.5)).transpose(2, 0, 1))
+    return siglip_scale(siglip_square(image, size))
+
+
+def dino_place(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) a picture is resized to, and (left, top) of the crop, [px]: shorter side floor(size / 0.875)."""
+    short = math.floor(size / DINO_CROP)
+    new = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    return new, (round((new[0] - size) / 2.0), round((new[1] - size) / 2.0))  # round half to even
+
+
+def dino_square(image: Image, size: int) -> Image:
+    """(size, size, 3) uint8: shorter side to floor(size / 0.875) by bicubic, centre crop."""
+    picture = PilImage.fromarray(check_image(image))
+    new, (left, top) = dino_place(*picture.size, size)
+    picture = picture.resize(new, PilImage.Resampling.BICUBIC)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
+def dino_scale(pixels: NDArray[np.uint8]) -> Floats:
+    """(..., S, S, 3) uint8 -> (..., 3, S, S) float32 with ImageNet mean and deviation."""
+    scaled = (pixels.astype(np.float32) / np.float32(255.0) - IMAGENET_MEAN) / IMAGENET_STD
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
 
 
 def dino_pixels(image: Image, size: int) -> Floats:
     """(3, size, size) float32: shorter side to floor(size / 0.875) by bicubic, centre crop, ImageNet scaling."""
-    picture = PilImage.fromarray(check_image(image))
-    width, height = picture.size
-    short = math.floor(size / DINO_CROP)
-    if width <= height:
-        new = (short, int(short * height / width))
-    else:
-        new = (int(short * width / height), short)
-    picture = picture.resize(new, PilImage.Resampling.BICUBIC)
-    left, top = round((new[0] - size) / 2.0), round((new[1] - size) / 2.0)  # round half to even
-    cropped = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / np.float32(255.0)
-    return np.ascontiguousarray(((cropped - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1))
+    return dino_scale(dino_square(image, size))

@@ -41,6 +41,10 @@ class Batch:
     t: Tensor | None = None
     valid: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """Copy on a device."""
+        return Batch(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Losses:

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from .config import CONV_STRIDE
 
 
-
 class ConvStem(nn.Module):
     """Overlapping convolutions, then non-overlapping patches: (n, 3, S, S) -> (n, width, S/patch, S/patch).
 

@@ -11,7 +11,7 @@ from .checkpoint import Bundle
 from .instructvla import InstructVLA
 from .lora import LoraLinear
 
-RECIPES = ('stage1', 'stage2', 'scratch')
+RECIPES = ('stage0', 'stage1', 'stage2', 'onsite', 'scratch')
 
 
 def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -> list[str]:
@@ -19,7 +19,9 @@ def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -
 
     Args:
         recipe: 'stage1': adapters, query rows, expert. 'stage2': adapters, gate, query rows. 'scratch': everything
-            that has an effect, for small models without pretrained parts.
+            that has an effect, for small models without pretrained parts. 'stage0': the same without adapters, which
+            keep no effect: what a small model knows before it acts. 'onsite': adapters, query rows and expert of a
+            model of either stage, the gate as it is.
         expert: train the action expert, instead of what the recipe says.
 
     Returns:
@@ -34,7 +36,7 @@ def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -
         raise ConfigError('recipe stage2 needs two gated adapters; make them with to_stage2')
     if recipe == 'stage1' and model.config.adapters.count != 1:
         raise ConfigError(f'recipe stage1 needs one adapter, the model has {model.config.adapters.count}')
-    everything = recipe == 'scratch'
+    everything = recipe in ('scratch', 'stage0')
     for parameter in model.parameters():
         parameter.requires_grad_(everything)
     vlm = model.vlm
@@ -42,10 +44,10 @@ def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -
         query.requires_grad_(True)
     for module in vlm.decoder.modules():
         if isinstance(module, LoraLinear) and module.lora_a is not None and module.lora_b is not None:
-            module.lora_a.requires_grad_(True)
-            module.lora_b.requires_grad_(True)
+            module.lora_a.requires_grad_(recipe != 'stage0')
+            module.lora_b.requires_grad_(recipe != 'stage0')
     if vlm.gate is not None:
-        _toggle(vlm.gate, True)
+        _toggle(vlm.gate, recipe in ('stage2', 'scratch'))
     _toggle(model.expert, recipe != 'stage2' if expert is None else expert)
     return [n for n, p in model.named_parameters() if p.requires_grad]
 

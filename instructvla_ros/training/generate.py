@@ -1,4 +1,4 @@
-"""Many demonstrations in parallel: worker processes act, one writer stores; interrupted, it goes on where it stopped."""
+"""Many demonstrations in parallel: processes act, one writer stores; interrupted, it goes on where it stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,66 @@
+"""Options of a training run: one YAML file in ``config/training/`` or anywhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import option
+
+RECIPES = ('stage0', 'stage1', 'stage2', 'onsite')
+
+
+@dataclass(frozen=True)
+class GroundingWeights:
+    """Weights of the losses that exist only in training and need to know where the objects are."""
+
+    pointing: float = option(0.0, 'find the named object in the DINO features of every view', ge=0.0)
+    patches: float = option(0.0, 'tell from each patch of both towers which objects lie in it', ge=0.0)
+    latent: float = option(0.0, 'tell from the latent where the named object is in the first view', ge=0.0)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the dialogue kinds (specification 9.6)."""
+
+    plain: float = option(0.4, 'instruction only', ge=0.0, le=1.0)
+    qa: float = option(0.2, 'a caption or a question about the scene first', ge=0.0, le=1.0)
+    cc: float = option(0.2, 'a situation from which the instruction follows', ge=0.0, le=1.0)
+    cr: float = option(0.2, 'a rewritten command', ge=0.0, le=1.0)
+    primitive: float = option(0.2, 'of the plain ones: with the move primitive', ge=0.0, le=1.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run."""
+
+    recipe: str = option('stage1', 'what is trained', choices=RECIPES)
+    model: str = option('tiny', 'preset or YAML file of a new model; used when there is no init')
+    init: str = option('', 'checkpoint to start from')
+    datasets: tuple[str, ...] = option((), 'folders of episodes')
+    shares: tuple[float, ...] = option((), 'share of each dataset in a batch; empty: by frames')
+    statistics: str = option('', 'dataset_statistics.json; empty: of the checkpoint, else computed from the datasets')
+    retell: bool = option(False, 'also ask for what an episode does not do (grounding without motion)')
+    steps: int = option(1000, 'optimiser steps', ge=1)
+    batch: int = option(32, 'frames per step', ge=1, le=65536)
+    accumulate: int = option(1, 'parts a batch is computed in', ge=1, le=1024)
+    general_batch: int = option(2, 'dialogues without motion beside each batch; 0: none', ge=0, le=4096)
+    lr: float = option(5e-5, 'learning rate', ge=0.0, le=1.0)
+    warmup: int = option(0, 'steps of linear warm-up', ge=0)
+    decay: float = option(0.0, 'share of the steps, at the end, over which the rate falls to nothing', ge=0.0, le=1.0)
+    weight_decay: float = option(0.0, 'of matrices only', ge=0.0, le=1.0)
+    beta2: float = option(0.999, 'of AdamW', ge=0.0, le=1.0)
+    clip: float = option(1.0, 'largest norm of the gradient', ge=0.0)
+    ema: float = option(0.0, 'decay of the averaged weights that are saved; 0: none', ge=0.0, le=1.0)
+    draws: int = option(1, 'draws of noise and time per frame (block mask)', ge=1, le=64)
+    path_weight: float = option(0.0, 'weight of the error of the summed steps, that is of where a chunk ends', ge=0.0)
+    mixture: Mixture = option(Mixture, 'dialogue kinds')
+    grounding: GroundingWeights = option(GroundingWeights, 'losses that need to know where objects are')
+    augment: str = option('color', 'of the pictures', choices=('none', 'color', 'full'))
+    mask_padding: bool = option(True, 'leave steps after the end of an episode out; the released training did not')
+    held_out: float = option(0.05, 'share of the episodes kept for validation', ge=0.0, le=0.5)
+    validate_every: int = option(500, 'steps between two validations', ge=1)
+    validation_frames: int = option(256, 'frames of one validation', ge=1)
+    save_every: int = option(200, 'steps between two states from which the run can go on', ge=1)
+    precision: str = option('no', 'mixed precision', choices=('no', 'bf16'))
+    checkpoint_activations: bool = option(False, 'less memory, more time')
+    seed: int = option(0, 'of everything random', ge=0)
