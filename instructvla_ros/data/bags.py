@@ -50,7 +50,8 @@ class Record:
 
     Attributes:
         stamp_ns: header stamp, 0 for a message without one [ns]. recorded_ns: when it was recorded [ns].
-        index: number of the message within its topic, unreadable ones counted.
+        index: number of the message in its topic, the same each time the bag is read; those that cannot be decoded
+            are counted.
         value: see :mod:`instructvla_ros.data.bag_values`; the message itself when its type has no reader there.
         message: object with the fields of the ROS message.
     """

@@ -81,7 +81,7 @@ class BagWriter:
         else:
             self._writer.abort()
 
-    def make(self, kind: str, **fields: Any) -> Any:
+    def make(self, kind: str, /, **fields: Any) -> Any:
         """A message; fields that are left out are zero."""
         return self._store.types[kind](**{**_zeros(self._store, kind), **fields})
 
