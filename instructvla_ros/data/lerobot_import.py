@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class ImportOptions:
     Attributes:
         columns: what is told about the columns; the rest is guessed.
         name: of the new dataset, its folder's name when empty. embodiment: robot_type of the dataset when empty.
-        forward: tcp pose (4, 4) [m] of joint positions (n,), used when the dataset has no pose.
+        forward: tcp pose (4, 4) [m] of joint positions (n,), used when the dataset has no pose, or always with
+            ``pose_from_joints``: the tool point of a dataset's pose is often another one.
         delta_frame, rotation, frame_id: conventions of the new dataset.
         stride: take every n-th frame. quality: of the JPEG pictures, 0 for PNG.
         episodes: numbers to take, None for all.
@@ -43,6 +44,7 @@ class ImportOptions:
     name: str = ''
     embodiment: str = ''
     forward: Callable[[Array], Array] | None = None
+    pose_from_joints: bool = False
     delta_frame: DeltaFrame = 'base'
     rotation: RotationConvention = 'rpy'
     frame_id: str = ''
@@ -202,9 +204,11 @@ class _Foreign(_Reader):
         super().__init__(source, options)
         if options.stride < 1:
             raise DataError(f'stride {options.stride}: at least 1')
-        self.columns, notes = guess(source, options.columns)
+        c, notes = guess(source, options.columns)
+        if options.pose_from_joints:
+            c = replace(c, position='', rotation='')
+        self.columns = c
         self.notes += notes
-        c = self.columns
         self._check(c)
         features = source.features
         self._pick = {field: parse(selector, features) for field, selector in c.selectors().items()}
