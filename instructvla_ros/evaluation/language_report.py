@@ -71,7 +71,7 @@ def multimodal_table(name: str) -> Table:
     """The published multimodal benchmarks; they are run with VLMEvalKit, not here."""
     source = published()['multimodal']
     rows = [
-        Row(e['name'], [Cell(number(v, 0 if v is not None and v > 400 else 1)) for v in e['values']],
+        Row(e['name'], [Cell(number(v, 0 if isinstance(v, int) and v > 100 else 1)) for v in e['values']],
             main=bool(e.get('main'))) for e in source['rows']
     ]  # fmt: skip
     rows = mark_best(rows, [e['values'] for e in source['rows']])

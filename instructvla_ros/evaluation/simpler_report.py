@@ -29,7 +29,7 @@ FORMULAS = {
     'simplerenv': (
         'Mean 11: the plain mean of the eleven columns. Mean robots: 2/3 of the mean of the eight Google columns plus '
         '1/3 of the mean of the three WidowX columns. Both are recomputed here from the columns; the paper prints one '
-        'or the other, depending on the row.'
+        'or the other for most rows.'
     ),
     'simplerenv_instruct': 'Each of the 80 tasks counts once in the mean of its group; Mean is that of both groups.',
 }
@@ -145,9 +145,9 @@ def _measured(suite: Suite, columns: Sequence[Any], summary: Mapping[str, Any] |
         got = summary['columns'][column.name]
         if got['score'] is not None:
             low, high = got['interval']
-            note = f'{number(low)} \N{EN DASH} {number(high)}'
+            note = f'{number(low)}\N{NO-BREAK SPACE}\N{EN DASH}\N{NO-BREAK SPACE}{number(high)}'
             if got['deviation'] is not None:
-                note = f'\N{PLUS-MINUS SIGN} {number(got["deviation"])} over seeds; {note}'
+                note = f'\N{PLUS-MINUS SIGN} {number(got["deviation"])}\n{note}'
             cells.append(Cell(number(got['score']), note))
         elif got['trials']:
             cells.append(Cell(NOT_MEASURED, f'{got["successes"]}/{got["trials"]} of {got["wanted"]} trials', 'missing'))
@@ -205,8 +205,9 @@ def write(
     runlog.write_json(folder / 'summary.json', data)
     lead = (
         'Measured rows are blue. A column is measured when every trial of it was run; the small print gives the 95 % '
-        'Wilson interval of its trials. Published rows are copied from the paper, not reproduced here; bold names are '
-        'the systems its claims are about, bold numbers the best published ones.'
+        'Wilson interval of its trials, under the standard deviation over seeds. Published rows are copied from the '
+        'paper, not reproduced here; bold names are the systems its claims are about, bold numbers the best published '
+        'ones.'
     )
     page = render(
         'SimplerEnv and SimplerEnv-Instruct',
