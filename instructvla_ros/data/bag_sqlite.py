@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from .bag_source import MAX_CHUNK, Channel, Contents, Problem, Problems
 
+_SMALL = 300  # bytes of a message that certainly lies in one page, the smallest of which has 512
 _HOLES = 64  # damaged stretches that are jumped over
 _STEPS = 200_000_000  # virtual machine steps of one statement; more means a file made to hang its reader
 
@@ -49,6 +50,7 @@ class SqliteSource:
                 self.contents = Contents()
                 self._connection.execute('PRAGMA writable_schema = ON')
                 self._open()
+                self._drop_half_written()
         except sqlite3.Error as err:
             self._connection.close()
             raise DataError(f'{path} is damaged or not a bag: {err}') from None
@@ -133,6 +135,23 @@ class SqliteSource:
             raise DataError(f'{self.path} is damaged: no message in it can be read')
         table = np.array(rows, np.int64).reshape(-1, 3)
         return table[np.lexsort((table[:, 0], table[:, 2]))]
+
+    def _drop_half_written(self) -> None:
+        """Leave out the last large message of a cut-off file: SQLite gives zeros for a last page that is not there."""
+        for number in sorted((int(n) for n in self._order[:, 0]), reverse=True):
+            try:
+                self._limit()
+                found = self._connection.execute('SELECT length(data), data FROM messages WHERE id = ?', (number,))
+                size = (found.fetchone() or (0,))[0]
+            except (sqlite3.Error, OverflowError, MemoryError):
+                continue
+            if isinstance(size, int) and size >= _SMALL:
+                _, channel, stamp = (int(v) for v in self._order[self._order[:, 0] == number][0])
+                self._note(
+                    f'message {number} left out: it may be incomplete', self.contents.channels[channel].topic, stamp
+                )
+                self._order = self._order[self._order[:, 0] != number]
+                return
 
     def _limit(self) -> None:
         """Start counting the work of the next statement."""
