@@ -21,7 +21,7 @@ from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from instructvla_ros.msg import ActionChunk, ControllerState, GripperCommand
+from instructvla_ros.msg import ActionChunk, ControllerState
 
 from ..control.clearance import Answer
 from ..control.controller import Controller, ControllerOutput, Mode
@@ -31,8 +31,9 @@ from ..errors import ChunkError, SetupError
 from ..settings import Control
 from . import params, qos, runtime
 from .convert import chunk_from_msg, pose_to_msg, stamp_to_msg, verdict_to_msg
-from .convert_robot import JointReader, gripper_to_msg, trajectory_to_msg
+from .convert_robot import JointReader, trajectory_to_msg
 from .diagnostics import OK, WARN
+from .gripper_driver import make_gripper
 from .homing import Homing
 from .moveit_backend import MoveItBackend
 from .pacing import Pacer
@@ -70,7 +71,7 @@ class ControllerNode(runtime.BaseNode):
         self._mode: Mode | None = None
 
         self._trajectory_pub = self.create_publisher(JointTrajectory, topics.joint_trajectory, qos.COMMAND)
-        self._gripper_pub = self.create_publisher(GripperCommand, topics.gripper_command, qos.EVENT)
+        self._gripper = make_gripper(self, self.embodiment)
         self._state_pub = self.create_publisher(ControllerState, 'controller_state', qos.EVENT)
         self.create_subscription(
             JointState, topics.joint_states, self.guard('joint_states', self._on_joints), qos.SENSOR
@@ -127,6 +128,7 @@ class ControllerNode(runtime.BaseNode):
         state = self._joints.read(message)
         if state is not None:
             self._state = state
+            self._gripper.measured(state.gripper)
 
     def _on_chunk(self, message: ActionChunk) -> None:
         arrived = time.monotonic()
@@ -225,7 +227,7 @@ class ControllerNode(runtime.BaseNode):
             )
             self.diagnostics.tick('commands')
         if output.gripper_changed:
-            self._gripper_pub.publish(gripper_to_msg(output.gripper, self.embodiment, self.now_ns()))
+            self._gripper.command(output.gripper)
         arrived = self._arrivals.pop(output.chunk_id, None)
         if arrived is not None:
             self.diagnostics.latency('chunk to command', time.monotonic() - arrived)
