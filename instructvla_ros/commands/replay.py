@@ -1,7 +1,7 @@
 """A recording through a policy, without a robot: what would today's checkpoint have done yesterday?
 
-Takes bags (mcap or sqlite3) and datasets of episodes, asks the policy on the recording's clock, and compares with what was
-really done. Writes report.html, metrics.json and junit.xml to --out. Exit code 0: all limits kept, 1: not.
+Takes bags (mcap or sqlite3) and datasets of episodes, asks the policy on the recording's clock, and compares with
+what was really done. Writes report.html, metrics.json and junit.xml to --out. Exit code 0: all limits kept, 1: not.
 """
 
 from __future__ import annotations

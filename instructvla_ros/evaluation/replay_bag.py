@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -208,10 +209,14 @@ class BagRecording:
         yield WordsEvent(stamp, str(record.value))
 
     def _on_mark(self, record: Record, stamp: int) -> Iterator[Event]:
-        mark = marks.parse(str(record.value))
-        if mark.kind == 'start' and mark.instruction:
-            yield WordsEvent(stamp, mark.instruction)
-        elif mark.kind == 'stop':
+        try:
+            mark = json.loads(str(record.value))
+            kind, words = str(mark['mark']), str(mark.get('instruction') or '')
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise DataError(f'not an episode mark: {str(record.value)[:80]!r} ({err})') from None
+        if kind == 'start' and words:
+            yield WordsEvent(stamp, words)
+        elif kind == 'stop':
             yield WordsEvent(stamp, '')
 
     def _on_info(self, record: Record, stamp: int) -> Iterator[Event]:

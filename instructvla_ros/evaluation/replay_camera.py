@@ -26,7 +26,7 @@ class CameraPose:
     centre: tuple[float, float] = option((0.0, 0.0), 'cx, cy', unit='px')
     size: tuple[int, int] = option((640, 480), 'width, height of the image these numbers are for', unit='px')
     link: str = option('', 'link the camera is fixed to; empty: the base frame')
-    xyz: tuple[float, float, float] = option((0.0, 0.0, 0.0), 'optical frame (z forward, x right) on the link', unit='m')
+    xyz: tuple[float, float, float] = option((0.0, 0.0, 0.0), 'optical frame (z forward) on the link', unit='m')
     rpy: tuple[float, float, float] = option((0.0, 0.0, 0.0), 'the same, fixed-axis roll pitch yaw', unit='rad')
 
     @property

@@ -109,7 +109,8 @@ def _sentence(c: dict[str, Any]) -> str:
     text = f'{second} is {1000 * c["drift_end"]:.1f} mm from {first} at the end of a chunk'
     if c['end_error_change'] is not None:
         low, high = c['interval']
-        text += f'; against the recording {1000 * c["end_error_change"]:+.1f} mm ({1000 * low:+.1f} .. {1000 * high:+.1f})'
+        change = 1000 * c['end_error_change']
+        text += f'; against the recording {change:+.1f} mm ({1000 * low:+.1f} .. {1000 * high:+.1f})'
         text += f', {c["better"]} is nearer' if c['better'] else ', no clear difference'
     if c['faults_new']:
         text += f'; new faults: {", ".join(c["faults_new"])}'

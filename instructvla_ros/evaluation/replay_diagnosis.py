@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Array
 from .replay_metrics import (
     MOVED,
     baselines,
@@ -22,7 +21,7 @@ from .replay_metrics import (
     match_events,
     switch_events,
 )
-from .replay_trace import Aligned, Convention, Trace, align, deltas
+from .replay_trace import Aligned, Convention, Data, Trace, align, deltas
 
 FAULT, CLEAR, UNKNOWN = 'fault', 'clear', 'cannot tell'
 PARTS = 10  # of the replay, for the standard errors
@@ -157,17 +156,17 @@ def action_delay(trace: Trace, a: Aligned, frame: str, rotation: Convention) -> 
     predicted = a.predicted[..., :6]
     slope = 0.5 * (shifted[1.0] - shifted[-1.0])
 
-    def lag_of(keep: Array) -> float:
+    def lag_of(keep: Data) -> float:
         mask = usable & keep[:, None]
         top = _dot(predicted - here, slope, weight, mask)
         bottom = _dot(slope, slope, weight, mask)
         return top / bottom if bottom > 0 else float('nan')
 
-    def errors(keep: Array) -> Array:
+    def errors(keep: Data) -> Data:
         mask = usable & keep[:, None]
         return np.array([_dot(predicted - s, predicted - s, weight, mask) for s in shifted.values()])
 
-    chunks = usable.any(axis=1)
+    chunks: Data = np.asarray(usable.any(axis=1))
     if chunks.sum() < FEWEST or not np.isfinite(lag_of(chunks)):
         return Diagnosis(name, UNKNOWN, 'too few chunks with recorded motion before and after them')
     lag, error = lag_of(chunks), _spread(lag_of, chunks)
@@ -212,10 +211,10 @@ def rotation_convention(a: Aligned) -> Diagnosis:
     declared = a.recorded[..., :6]
     predicted = a.predicted[..., :6]
     usable = np.isfinite(declared[..., 0]) & np.isfinite(predicted[..., 0])
-    chunks = usable.any(axis=1)
+    chunks: Data = np.asarray(usable.any(axis=1))
     weight = _weights(declared, usable)
     own = _dot(predicted - declared, predicted - declared, weight, usable)
-    tests = []
+    tests: list[dict[str, Any]] = []
     for frame, rotation in CONVENTIONS:
         if (frame, rotation) == (a.frame, a.rotation):
             continue
@@ -264,7 +263,9 @@ def rotation_convention(a: Aligned) -> Diagnosis:
     if not open_ones:
         text = f'the steps follow what they declare: {said}'
         return Diagnosis(name, CLEAR, text, '', numbers)
-    doubt = ', '.join(f'{t["rotation"]} in {t["frame"]} ({t["lean"]:+.2f} \u00b1 {t["standard_error"]:.2f})' for t in open_ones)
+    doubt = ', '.join(
+        f'{t["rotation"]} in {t["frame"]} ({t["lean"]:+.2f} \u00b1 {t["standard_error"]:.2f})' for t in open_ones
+    )
     return Diagnosis(name, UNKNOWN, f'{said} cannot be told from {doubt}', '', numbers)
 
 
@@ -324,7 +325,10 @@ def stays_at_start(a: Aligned) -> Diagnosis:
     numbers = leaves_start(a)
     if numbers['leaves'] is None:
         return Diagnosis(name, UNKNOWN, f'the recorded tcp moved less than {MOVED} m itself', '', numbers)
-    text = f'predicted {numbers["predicted_travel"]:.3f} m away from the start, recorded {numbers["recorded_travel"]:.3f} m'
+    text = (
+        f'predicted {numbers["predicted_travel"]:.3f} m away from the start, '
+        f'recorded {numbers["recorded_travel"]:.3f} m'
+    )
     if numbers['leaves']:
         return Diagnosis(name, CLEAR, text, '', numbers)
     advice = 'the policy holds still: still frames at the start of the training episodes are the usual reason'
@@ -337,12 +341,12 @@ def no_better_than_mean(a: Aligned) -> Diagnosis:
     still = baselines(a)['mean'] - a.recorded
     error = a.predicted - a.recorded
     usable = np.isfinite(error[..., 0])
-    chunks = usable.any(axis=1)
+    chunks: Data = np.asarray(usable.any(axis=1))
     if chunks.sum() < FEWEST:
         return Diagnosis(name, UNKNOWN, 'too few chunks with recorded motion')
     weight = _weights(a.recorded[..., :6], usable)
 
-    def skill(keep: Array) -> float:
+    def skill(keep: Data) -> float:
         mask = usable & keep[:, None]
         base = _dot(still[..., :6], still[..., :6], weight, mask)
         return 1.0 - _dot(error[..., :6], error[..., :6], weight, mask) / base if base > 0 else float('nan')
@@ -358,7 +362,7 @@ def no_better_than_mean(a: Aligned) -> Diagnosis:
     return Diagnosis(name, CLEAR if value - 2.0 * spread > 0.0 else UNKNOWN, text, '', numbers)
 
 
-def _recorded_at(trace: Trace, a: Aligned, lag: float, frame: str, rotation: Convention) -> Array:
+def _recorded_at(trace: Trace, a: Aligned, lag: float, frame: str, rotation: Convention) -> Data:
     """Recorded steps (C, H, 6) that began ``lag`` steps earlier."""
     steps = np.arange(a.predicted.shape[1] + 1) - lag
     times = a.stamps_ns[:, None] + np.round(steps * a.period * 1e9).astype(np.int64)
@@ -367,7 +371,7 @@ def _recorded_at(trace: Trace, a: Aligned, lag: float, frame: str, rotation: Con
     return out
 
 
-def _weights(steps: Array, usable: Array) -> Array:
+def _weights(steps: Data, usable: Data) -> Data:
     """(6,) that make translation and rotation count the same, by their recorded power; 0 for one that is absent."""
     out = np.zeros(6)
     for part in (slice(0, 3), slice(3, 6)):
@@ -378,16 +382,16 @@ def _weights(steps: Array, usable: Array) -> Array:
     return out
 
 
-def _dot(a: Array, b: Array, weight: Array, mask: Array) -> float:
+def _dot(a: Data, b: Data, weight: Data, mask: Data) -> float:
     return float((np.where(mask[..., None], a * b, 0.0) * weight).sum())
 
 
 def _lean(
-    predicted: Array, declared: Array, other: Array, weight: Array, usable: Array
-) -> Callable[[Array], float]:
+    predicted: Data, declared: Data, other: Data, weight: Data, usable: Data
+) -> Callable[[Data], float]:
     shared, apart = 0.5 * (declared + other), other - declared
 
-    def lean(keep: Array) -> float:
+    def lean(keep: Data) -> float:
         mask = usable & keep[:, None]
         common = _dot(shared, shared, weight, mask)
         if common <= 0.0:
@@ -402,7 +406,7 @@ def _lean(
     return lean
 
 
-def _spread(statistic: Callable[[Array], float], chunks: Array) -> float:
+def _spread(statistic: Callable[[Data], float], chunks: Data) -> float:
     """Standard error of a statistic by the jackknife over consecutive parts of the replay."""
     where = np.flatnonzero(chunks)
     parts = np.array_split(where, min(PARTS, len(where)))
@@ -418,6 +422,6 @@ def _spread(statistic: Callable[[Array], float], chunks: Array) -> float:
     return float(np.sqrt((len(v) - 1) / len(v) * ((v - v.mean()) ** 2).sum()))
 
 
-def _rows(mine: Array, theirs: Array) -> tuple[Array, Array]:
+def _rows(mine: Data, theirs: Data) -> tuple[Data, Data]:
     good = np.isfinite(mine).all(axis=-1) & np.isfinite(theirs).all(axis=-1)
     return mine[good], theirs[good]

@@ -13,9 +13,9 @@ from .. import resources
 from ..errors import ConfigError, DataError, InstructVLAError
 from . import machine, replay_limits, replay_trace
 from .replay import ReplayOptions
+from .replay_camera import load_calibration
 from .replay_compare import compare
 from .replay_limits import FAILED, PASSED, Check, Limits
-from .replay_camera import load_calibration
 from .replay_pictures import Pictures
 from .replay_report import write_report
 from .replay_session import RECORDED, Outcome, Replayer, deployment, episodes_of, open_recording
@@ -113,8 +113,8 @@ class Results:
 
     def table(self) -> str:
         """Text for a terminal."""
-        head = f'{"recording":28s}{"chunks":>7s}{"skill":>8s}{"end mm":>8s}{"grip":>7s}{"refused":>9s}{"x real":>8s}  result'
-        lines = [head]
+        names = ('recording', 'chunks', 'skill', 'end mm', 'grip', 'refused', 'x real')
+        lines = ['{:28s}{:>7s}{:>8s}{:>8s}{:>7s}{:>9s}{:>8s}  result'.format(*names)]
         for e in self.entries:
             title = e.name if len(self.labels) == 1 else f'{e.name} {e.label}'
             if e.outcome is None:
@@ -133,8 +133,8 @@ class Results:
                     lines.append(f'    {c.name}: {c.text}')
             for text in e.outcome.trace.missing:
                 lines.append(f'    missing: {text}')
-        for c in self.comparisons:
-            lines.append(f'  {c["recording"]}: {c["text"]}')
+        for found in self.comparisons:
+            lines.append(f'  {found["recording"]}: {found["text"]}')
         return '\n'.join(lines)
 
 
@@ -233,8 +233,9 @@ def _one(
 
 def _compare(results: Results, targets: list[tuple[str, str, str]]) -> None:
     first, second = results.labels
+    outcomes = {(e.name, e.label): e.outcome for e in results.entries}
     for _, _, name in targets:
-        a, b = (next((e.outcome for e in results.entries if (e.name, e.label) == (name, x)), None) for x in (first, second))
+        a, b = outcomes.get((name, first)), outcomes.get((name, second))
         if a is not None and b is not None:
             results.comparisons.append(plain({'recording': name, **compare(a.trace, b.trace, (first, second))}))
             entry = next(e for e in results.entries if (e.name, e.label) == (name, second))

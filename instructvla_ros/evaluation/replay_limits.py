@@ -1,4 +1,4 @@
-"""Pass or fail of a replay: limits on its numbers and a list of faults that may not be found; JUnit XML of the result."""
+"""Pass or fail of a replay: limits on its numbers, faults that may not be found; JUnit XML of the result."""
 
 from __future__ import annotations
 
@@ -121,10 +121,11 @@ def junit(results: Mapping[str, Sequence[Check]], seconds: Mapping[str, float] |
             'skipped': str(sum(c.result == SKIPPED for c in checks)),
         }
 
-    root = ElementTree.Element('testsuites', name='instructvla replay', **counts(every))
+    root = ElementTree.Element('testsuites', {'name': 'instructvla replay', **counts(every)})
     for name, checks in results.items():
         time = f'{(seconds or {}).get(name, 0.0):.3f}'
-        suite = ElementTree.SubElement(root, 'testsuite', name=_printable(name), time=time, errors='0', **counts(checks))
+        about = {'name': _printable(name), 'time': time, 'errors': '0', **counts(checks)}
+        suite = ElementTree.SubElement(root, 'testsuite', about)
         for c in checks:
             case = ElementTree.SubElement(suite, 'testcase', classname=_printable(name), name=c.name, time='0')
             if c.result != PASSED:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import Array, apply_delta
+from ..geometry import apply_delta
 from .metrics import percentiles
-from .replay_trace import Aligned, Trace, align
+from .replay_trace import Aligned, Data, Trace, align
 
 DIMENSIONS = ('dx', 'dy', 'dz', 'rx', 'ry', 'rz', 'gripper')
 WINDOW = 0.5  # s within which two gripper events are the same
@@ -64,7 +64,7 @@ def summarize(trace: Trace) -> dict[str, Any]:
     }
 
 
-def baselines(a: Aligned) -> dict[str, Array]:
+def baselines(a: Aligned) -> dict[str, Data]:
     """Steps (C, H, 7) of two policies that know nothing: the mean recorded step, and standing still."""
     mean = np.broadcast_to(_mean(a.recorded, (0, 1)), a.recorded.shape)
     still = np.zeros_like(a.recorded)
@@ -132,7 +132,7 @@ def path_error(a: Aligned) -> dict[str, Any]:
     }
 
 
-def chunk_poses(a: Aligned) -> Array:
+def chunk_poses(a: Aligned) -> Data:
     """Poses (C, H + 1, 4, 4) of every chunk integrated from the pose the policy saw; NaN where a chunk is shorter."""
     out = np.full((len(a.predicted), a.predicted.shape[1] + 1, 4, 4), np.nan)
     out[:, 0] = a.reference
@@ -146,7 +146,7 @@ def chunk_poses(a: Aligned) -> Array:
     return out
 
 
-def executed(a: Aligned) -> tuple[Array, Array]:
+def executed(a: Aligned) -> tuple[Data, Data]:
     """The steps that would be played until the next chunk takes over: their start times [ns] (N,) and rows (N, 2)."""
     period = round(a.period * 1e9)
     times, rows = [], []
@@ -159,7 +159,7 @@ def executed(a: Aligned) -> tuple[Array, Array]:
     return np.array(times, dtype=np.int64), np.array(rows, dtype=np.int64).reshape(-1, 2)
 
 
-def open_loop(a: Aligned) -> tuple[Array, Array, Array]:
+def open_loop(a: Aligned) -> tuple[Data, Data, Data]:
     """Times (N + 1,) [ns], poses of the executed steps in a row (N + 1, 4, 4), and the recorded poses then.
 
     It starts over at the recorded pose where the policy was not asked for longer than a chunk lasts. A step whose
@@ -209,7 +209,7 @@ def leaves_start(a: Aligned) -> dict[str, Any]:
     return {'recorded_travel': recorded, 'predicted_travel': predicted, 'leaves': leaves, 'leaves_late': late}
 
 
-def switch_events(times_ns: Array, openness: Array) -> list[tuple[int, int]]:
+def switch_events(times_ns: Data, openness: Data) -> list[tuple[int, int]]:
     """Changes of a gripper with hysteresis: (time [ns], +1 opened or -1 closed)."""
     good = np.isfinite(openness)
     times_ns, openness = times_ns[good], openness[good]
@@ -286,6 +286,8 @@ def seams(a: Aligned) -> dict[str, Any]:
         old, new = velocity[c, k:], velocity[c + 1, : a.predicted.shape[1] - k]
         apart.append(float(np.linalg.norm((old - new).sum(axis=0)) * a.period))
     times, rows = executed(a)
+    known = np.isfinite(a.recorded[rows[:, 0], rows[:, 1], 0])
+    times, rows = times[known], rows[known]
     mine, theirs = velocity[rows[:, 0], rows[:, 1]], recorded[rows[:, 0], rows[:, 1]]
     steady = np.diff(times) if len(times) > 1 else np.zeros(0)
     ratio = None
@@ -375,13 +377,13 @@ def _rotation(a: Aligned) -> Any:
     return a.rotation
 
 
-def _base_translation(a: Aligned, shift: Array, poses: Array) -> Array:
+def _base_translation(a: Aligned, shift: Data, poses: Data) -> Data:
     if a.frame == 'base':
         return shift
     return np.asarray(np.einsum('cij,chj->chi', poses[:, :3, :3], shift))
 
 
-def _jerk(velocity: Array, gaps_ns: Array, period: float) -> float | None:
+def _jerk(velocity: Data, gaps_ns: Data, period: float) -> float | None:
     if len(velocity) < 3:
         return None
     second = (velocity[2:] - 2.0 * velocity[1:-1] + velocity[:-2]) / period**2
@@ -398,18 +400,18 @@ def _excess(value: Any, limit: Any) -> float:
     return abs(float(value)) - abs(float(limit))
 
 
-def _length(points: Array) -> float:
+def _length(points: Data) -> float:
     points = points[np.isfinite(points).all(axis=1)]
     return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum()) if len(points) > 1 else 0.0
 
 
-def _angles(a: Array, b: Array) -> Array:
+def _angles(a: Data, b: Data) -> Data:
     good = np.isfinite(a).all(axis=(1, 2)) & np.isfinite(b).all(axis=(1, 2)) if len(a) else np.zeros(0, dtype=bool)
     trace = np.einsum('nij,nij->n', a[good, :3, :3], b[good, :3, :3]) if len(a) else np.zeros(0)
     return np.asarray(np.arccos(np.clip(0.5 * (trace - 1.0), -1.0, 1.0)))
 
 
-def _last(values: Array) -> Array:
+def _last(values: Data) -> Data:
     out = []
     for row in values:
         good = row[np.isfinite(row)]
@@ -418,7 +420,7 @@ def _last(values: Array) -> Array:
     return np.array(out)
 
 
-def _mean(values: Array, axis: Any) -> Any:
+def _mean(values: Data, axis: Any) -> Any:
     """Mean of the finite values along ``axis``; NaN where there are none."""
     good = np.isfinite(values)
     count = good.sum(axis=axis)
@@ -426,7 +428,7 @@ def _mean(values: Array, axis: Any) -> Any:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _root(error: Array) -> float | None:
+def _root(error: Data) -> float | None:
     """Root of the mean squared length of the rows."""
     square = (error**2).sum(axis=-1)
     good = square[np.isfinite(square)]

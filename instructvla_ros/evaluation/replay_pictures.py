@@ -141,7 +141,8 @@ def _with_way(image: Image, pixels: Array | None) -> Image:
     canvas = Pillow.fromarray(np.asarray(image)).convert('RGB')
     draw = ImageDraw.Draw(canvas)
     thick = max(2, image.shape[1] // 200)
-    good = np.isfinite(pixels).all(axis=1) & (np.abs(np.nan_to_num(pixels)) < 1e5).all(axis=1)
+    # Pillow's coordinates are 32-bit; a point far outside the image would overflow them.
+    good = np.asarray(np.isfinite(pixels).all(axis=1) & (np.abs(np.nan_to_num(pixels)) < 1e5).all(axis=1))
     for color, width in ((DARK, thick + 2), (WHITE, thick)):
         for k in range(len(pixels) - 1):
             if good[k] and good[k + 1]:

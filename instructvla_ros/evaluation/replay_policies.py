@@ -9,7 +9,7 @@ import numpy as np
 from ..control.kinematics import Kinematics
 from ..datatypes import ActionChunk, Observation, Reasoning, new_id
 from ..errors import ConfigError, DataError
-from ..geometry import pose_from_xyz_rpy
+from ..geometry import Array, pose_from_xyz_rpy
 from ..settings import PolicySettings
 from .replay_source import GripperEvent, Recording, SaidEvent, StateEvent
 from .replay_trace import Track, deltas
@@ -24,7 +24,11 @@ def track_of(recording: Recording, kinematics: Kinematics | None = None) -> tupl
     from scipy.spatial.transform import Rotation
 
     forward = recording.forward or (kinematics or Kinematics(recording.embodiment)).forward
-    stamps, poses, openness, commands, said = [], [], [], [], []
+    stamps: list[int] = []
+    poses: list[Array] = []
+    openness: list[float] = []
+    commands: list[tuple[int, float]] = []
+    said: list[tuple[int, str]] = []
     for event in recording.events(pictures=False):
         if isinstance(event, StateEvent):
             if np.isfinite(event.state.q).all() and (not stamps or event.stamp_ns > stamps[-1]):
@@ -94,7 +98,8 @@ class RecordedPolicy:
         times = observation.stamp_ns + ahead
         frame, rotation = robot.delta_frame, robot.rotation
         steps = np.zeros((s.horizon, 7))
-        steps[:, :6] = np.nan_to_num(deltas(self._track.poses(times), frame, 'rotvec' if rotation == 'rotvec' else 'rpy'))
+        recorded = deltas(self._track.poses(times), frame, 'rotvec' if rotation == 'rotvec' else 'rpy')
+        steps[:, :6] = np.nan_to_num(recorded)
         openness = self._track.gripper(times[:-1])
         steps[:, 6] = np.where(np.isfinite(openness), openness, observation.proprio[7])
         steps += self._rng.normal(0.0, 1.0, steps.shape) * self._noise

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from . import plots
 from .metrics import spans
 from .replay_diagnosis import FAULT
-from .replay_limits import FAILED
+from .replay_limits import FAILED, PASSED
 from .replay_metrics import DIMENSIONS, WINDOW, chunk_poses, executed, open_loop
 from .replay_session import Outcome
 from .replay_trace import Aligned, Trace, align
@@ -118,7 +118,11 @@ def _banner(outcome: Outcome) -> dict[str, str]:
         return {'css': 'bad', 'mark': '\N{HEAVY BALLOT X}', 'head': head, 'text': text}
     if not outcome.checks:
         return {'css': 'plain', 'mark': '\N{BULLET}', 'head': 'Replayed, no limits given', 'text': text}
-    return {'css': 'good', 'mark': '\N{HEAVY CHECK MARK}', 'head': f'All {len(outcome.checks)} checks passed or not applicable', 'text': text}
+    passed = sum(c.result == PASSED for c in outcome.checks)
+    head = f'{passed} of {len(outcome.checks)} checks passed'
+    if passed < len(outcome.checks):
+        head += f', {len(outcome.checks) - passed} cannot be told from this recording'
+    return {'css': 'good', 'mark': '\N{HEAVY CHECK MARK}', 'head': head, 'text': text}
 
 
 def _tiles(outcome: Outcome) -> list[dict[str, str]]:
@@ -126,18 +130,27 @@ def _tiles(outcome: Outcome) -> list[dict[str, str]]:
     action, path, grip = m['action'], m['path'], m['gripper']
     refused = m['chunks']['refused']
     events = f'{grip["matched"]} of {grip["recorded_events"]} recorded events'
-    return [
-        _tile(number(action['translation_skill_over_hold'], 2), '', 'skill, translation', 'share of the motion explained; 1 is perfect, 0 is holding still'),
-        _tile(number(action['rotation_skill_over_hold'], 2), '', 'skill, rotation', f'mean as answer: {number(action["rotation_skill_over_mean"], 2)}'),
-        _tile(number(path['rebased_end']['p50'], 0, 1e3), 'mm', 'off at the end of a chunk', f'median; p95 {number(path["rebased_end"]["p95"], 0, 1e3)} mm'),
-        _tile(number(grip['recall'], 2), '', 'gripper recall', f'{events}, precision {number(grip["precision"], 2)}'),
-        _tile(str(refused), '', 'chunks refused', f'of {m["chunks"]["count"]}; {sum(v["count"] for v in m["safety"])} verdicts'),
-        _tile(number(m['latency']['infer']['p50'], 0, 1e3), 'ms', 'per chunk, median', f'replay {number(m["speed"]["times_real_time"], 1)} times real time'),
-    ]  # fmt: skip
-
-
-def _tile(value: str, unit: str, label: str, note: str) -> dict[str, str]:
-    return {'value': value, 'unit': unit, 'label': label, 'note': note}
+    verdicts = sum(v['count'] for v in m['safety'])
+    end, infer = path['rebased_end'], m['latency']['infer']['p50']
+    rows = (
+        (number(action['translation_skill_over_hold'], 2), '', 'skill, translation', 'share of the motion explained'),
+        (
+            number(action['rotation_skill_over_hold'], 2),
+            '',
+            'skill, rotation',
+            '1 is perfect, 0 as good as holding still',
+        ),
+        (number(end['p50'], 0, 1e3), 'mm', 'off at the end of a chunk', f'median; p95 {number(end["p95"], 0, 1e3)} mm'),
+        (number(grip['recall'], 2), '', 'gripper recall', f'{events}, precision {number(grip["precision"], 2)}'),
+        (str(refused), '', 'chunks refused', f'of {m["chunks"]["count"]}; {verdicts} verdicts in all'),
+        (
+            number(infer, 0, 1e3),
+            'ms',
+            'per chunk, median',
+            f'replayed {number(m["speed"]["times_real_time"], 1)} times as fast as recorded',
+        ),
+    )
+    return [dict(zip(('value', 'unit', 'label', 'note'), row, strict=True)) for row in rows]
 
 
 def _sentences(trace: Trace) -> list[dict[str, Any]]:
@@ -161,7 +174,8 @@ def _timeline(trace: Trace, a: Aligned, extent: tuple[float, float]) -> str:
     said = _sentences(trace)
     if said:
         ends = [*(s['begin'] for s in said[1:]), extent[1]]
-        rows.append(('says', [(f'say{k % 2}', s['begin'], e, s['text']) for k, (s, e) in enumerate(zip(said, ends, strict=True))]))
+        bands = [(f'say{k % 2}', s['begin'], e, s['text']) for k, (s, e) in enumerate(zip(said, ends, strict=True))]
+        rows.append(('says', bands))
     notes = sorted(trace.notes, key=lambda n: n['stamp_ns'])
     if notes:
         begins = [max(0.0, float(trace.seconds(n['stamp_ns']))) for n in notes]
@@ -172,9 +186,11 @@ def _timeline(trace: Trace, a: Aligned, extent: tuple[float, float]) -> str:
     for label, values in (('gripper', a.predicted), ('recorded', a.recorded)):
         g = values[index[:, 0], index[:, 1], 6]
         good = np.isfinite(g)
-        bands = spans(seconds[good], g[good] > 0.5)
-        rows.append((label, [('open' if v else 'closed', s, e, f'{label}: {"open" if v else "closed"}') for v, s, e in bands]))
-    events = [(float(trace.seconds(v['stamp_ns'])), v['action'].lower(), f'{v["rule"]}: {v["text"]}') for v in trace.verdicts]
+        grip = [('open' if v else 'closed', s, e) for v, s, e in spans(seconds[good], g[good] > 0.5)]
+        rows.append((label, [(css, s, e, f'{label}: {css}') for css, s, e in grip]))
+    events = [
+        (float(trace.seconds(v['stamp_ns'])), v['action'].lower(), f'{v["rule"]}: {v["text"]}') for v in trace.verdicts
+    ]
     if len(events) > MOST_EVENTS:
         events = events[:: len(events) // MOST_EVENTS + 1]
     return plots.timeline(rows, events, x=extent)
@@ -221,22 +237,22 @@ def _horizon(outcome: Outcome, against: Outcome | None) -> dict[str, Any]:
     action, path = outcome.metrics['action'], outcome.metrics['path']
     period = outcome.metrics['chunks']['step_period']
     out = {}
-    for key, scale in (('translation', 1e3), ('rotation', 1e3)):
-        mine = _scaled(action[f'{key}_rmse_horizon'], scale)
+    for key in ('translation', 'rotation'):
+        mine = _milli(action[f'{key}_rmse_horizon'])
         x = (np.arange(len(mine)) + 1) * period
         curves = [
-            Curve(x, _scaled(action[f'hold_{key}_rmse_horizon'], scale), 'joint j6'),
-            Curve(x, _scaled(action[f'mean_{key}_rmse_horizon'], scale), 'joint j3'),
+            Curve(x, _milli(action[f'hold_{key}_rmse_horizon']), 'joint j6'),
+            Curve(x, _milli(action[f'mean_{key}_rmse_horizon']), 'joint j3'),
             Curve(x, mine, 'commanded'),
         ]
         if against is not None:
-            curves.append(Curve(x, _scaled(against.metrics['action'][f'{key}_rmse_horizon'], scale)[: len(x)], 'joint j2'))
+            curves.append(_beside(x, against.metrics['action'][f'{key}_rmse_horizon']))
         out[key] = _by_horizon(curves, x, f'{key} error by horizon')
-    mine = _scaled(path['rebased_horizon'], 1e3)
+    mine = _milli(path['rebased_horizon'])
     x = (np.arange(len(mine)) + 1) * period
-    curves = [Curve(x, _scaled(path['hold_horizon'], 1e3)[1:] if len(path['hold_horizon']) > len(mine) else _scaled(path['hold_horizon'], 1e3), 'joint j6'), Curve(x, mine, 'commanded')]  # fmt: skip
+    curves = [Curve(x, _milli(path['hold_horizon']), 'joint j6'), Curve(x, mine, 'commanded')]
     if against is not None:
-        curves.append(Curve(x, _scaled(against.metrics['path']['rebased_horizon'], 1e3)[: len(x)], 'joint j2'))
+        curves.append(_beside(x, against.metrics['path']['rebased_horizon']))
     out['path'] = _by_horizon(curves, x, 'distance by horizon')
     return out
 
@@ -253,7 +269,8 @@ def _lag(outcome: Outcome) -> Markup:
         return Markup(plots.NOTHING)
     x, y = np.asarray(found.numbers['grid'], dtype=float), np.asarray(found.numbers['cost'], dtype=float)
     curve = [Curve(x, y, 'commanded')]
-    svg = plots.line_chart(curve, x=(-3.0, 3.0), y=(0.0, 1.05), width=360, height=170, x_label='steps late', title='lag')
+    size: dict[str, Any] = {'width': 360, 'height': 170}
+    svg = plots.line_chart(curve, x=(-3.0, 3.0), y=(0.0, 1.05), x_label='steps late', title='lag', **size)
     return Markup(svg.replace('class="chart timed"', 'class="chart"'))
 
 
@@ -265,7 +282,7 @@ def _drift(trace: Trace, a: Aligned, extent: tuple[float, float]) -> str:
     last = np.array([row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in end])
     curves = [Curve(trace.seconds(stamps), off, 'joint j6'), Curve(trace.seconds(a.stamps_ns), last, 'commanded')]
     top = limits([[0.0], off, last], least=1.0)
-    return plots.line_chart(curves, x=extent, y=(0.0, top[1]), width=1130, height=160, title='distance from the recorded path')
+    return plots.line_chart(curves, x=extent, y=(0.0, top[1]), width=1130, height=160, title='distance from the path')
 
 
 def _seams(outcome: Outcome, a: Aligned) -> str:
@@ -277,23 +294,29 @@ def _seams(outcome: Outcome, a: Aligned) -> str:
             jumps.append(float(np.linalg.norm(velocity[c + 1, 0] - velocity[c, k])))
     p50 = outcome.metrics['seams']['speed_jump']['p50']
     marks = [(p50 * 1e3, f'p50 {p50 * 1e3:.0f}')] if p50 is not None else []
-    return plots.histogram([('c2', np.array(jumps) * 1e3)], unit='mm/s', marks=marks, width=360, height=170, title='speed jumps at seams')
+    data = [('c2', np.array(jumps) * 1e3)]
+    return plots.histogram(data, unit='mm/s', marks=marks, width=360, height=170, title='speed jumps at seams')
 
 
 def _change(comparison: Mapping[str, Any], extent: tuple[float, float]) -> str:
     values = np.array([np.nan if v is None else v for v in comparison['change']], dtype=np.float64) * 1e3
     curve = [Curve(np.asarray(comparison['times']), values, 'joint j2')]
     span = limits([[0.0], values], least=1.0)
-    return plots.line_chart(curve, x=extent, y=span, width=1130, height=150, title='change of the error at the end of a chunk')
+    return plots.line_chart(curve, x=extent, y=span, width=1130, height=150, title='change of the error')
 
 
-def _scaled(values: Any, scale: float) -> Any:
-    return np.array([np.nan if v is None else float(v) for v in values]) * scale
+def _milli(values: Any) -> Any:
+    return np.array([np.nan if v is None else float(v) for v in values]) * 1e3
+
+
+def _beside(x: Any, values: Any) -> Curve:
+    count = min(len(x), len(values))
+    return Curve(x[:count], _milli(values)[:count], 'joint j2')
 
 
 def _pages(trace: Trace) -> list[tuple[str, list[tuple[str, str]]]]:
     m = trace.meta
-    names = ('recording', 'policy', 'checkpoint', 'revision', 'seed', 'mode', 'at', 'chunk_rate', 'latency', 'limits', 'created')
+    names = ('recording', 'policy', 'checkpoint', 'revision', 'seed', 'mode', 'at', 'chunk_rate', 'latency', 'limits')
     return [
         ('Replay', [(k, str(m[k])) for k in names if m.get(k) not in (None, '')]),
         ('Machine', [(str(k).replace('_', ' '), str(v)) for k, v in dict(m.get('machine', {})).items()]),

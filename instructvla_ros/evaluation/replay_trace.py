@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ..datatypes import ActionChunk
 from ..errors import DataError
-from ..geometry import Array
 from .runlog import plain
 
 FORMAT = 1
 NUMBERS, WORDS = 'replay.npz', 'replay.json'
 MAX_GAP = 0.6  # s between two joint states over which the motion is not interpolated
+Data = NDArray[Any]
 Convention = Literal['rpy', 'rotvec', 'rpy_moving']
 _EULER = {'rpy': 'xyz', 'rpy_moving': 'XYZ'}
 
@@ -36,14 +37,14 @@ class Track:
         openness: (N,) measured 0..1. commands_ns: (M,), commanded: (M,) openness the gripper was told.
     """
 
-    stamps_ns: Array
-    xyz: Array
-    quat: Array
-    openness: Array
-    commands_ns: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    commanded: Array = field(default_factory=lambda: np.zeros(0))
+    stamps_ns: Data
+    xyz: Data
+    quat: Data
+    openness: Data
+    commands_ns: Data = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    commanded: Data = field(default_factory=lambda: np.zeros(0))
 
-    def poses(self, stamps_ns: Array) -> Array:
+    def poses(self, stamps_ns: Data) -> Data:
         """Poses (..., 4, 4) at stamps (...) [ns]; NaN outside the recording and in its gaps."""
         t = np.asarray(stamps_ns, dtype=np.int64)
         flat = t.ravel()
@@ -63,7 +64,7 @@ class Track:
             out[good, :3, 3] = (1.0 - s) * self.xyz[a] + s * self.xyz[b]
         return out.reshape(*t.shape, 4, 4)
 
-    def gripper(self, stamps_ns: Array) -> Array:
+    def gripper(self, stamps_ns: Data) -> Data:
         """Openness (...) that was commanded at stamps (...) [ns], or measured where no command was recorded."""
         t = np.asarray(stamps_ns, dtype=np.int64)
         source, values = (
@@ -86,7 +87,7 @@ class Track:
         return float(self.stamps_ns[-1] - self.stamps_ns[0]) * 1e-9 if len(self.stamps_ns) else 0.0
 
 
-def deltas(poses: Array, frame: str, rotation: Convention) -> Array:
+def deltas(poses: Data, frame: str, rotation: Convention) -> Data:
     """Steps (..., H, 6) between neighbours of poses (..., H + 1, 4, 4), as ``geometry.delta_between`` gives them.
 
     Args:
@@ -160,7 +161,7 @@ class Trace:
         starts += [c.chunk.observation_stamp_ns for c in self.chunks[:1]]
         return min(starts) if starts else 0
 
-    def seconds(self, stamps_ns: Any) -> Array:
+    def seconds(self, stamps_ns: Any) -> Data:
         """Seconds since the start."""
         return np.asarray(np.asarray(stamps_ns, dtype=np.int64) - self.start_ns, dtype=np.float64) * 1e-9
 
@@ -175,16 +176,16 @@ class Aligned:
         stamps_ns: (C,) of the observations. period: of a step [s]. frame, rotation: of the chunks.
     """
 
-    predicted: Array
-    recorded: Array
-    poses: Array
-    reference: Array
-    stamps_ns: Array
+    predicted: Data
+    recorded: Data
+    poses: Data
+    reference: Data
+    stamps_ns: Data
     period: float
     frame: str
     rotation: Convention
 
-    def recorded_as(self, frame: str, rotation: Convention) -> Array:
+    def recorded_as(self, frame: str, rotation: Convention) -> Data:
         """Recorded motion (C, H, 6) in other conventions."""
         return deltas(self.poses, frame, rotation)
 
