@@ -8,6 +8,7 @@ let staleAfter = 1.0;
 let controller = null;
 let stopAsked = 0; // our clock [ms]; 0: nothing asked
 let noteAt = 0;
+let tablesAt = -Infinity; // nobody reads numbers faster
 const asked = {}; // switch -> {wanted, at}
 const thoughts = new Map();
 const scene = new Scene($('scene'), $('labels'));
@@ -124,8 +125,11 @@ function state(message) {
   controller = message.controller;
   for (const [id, caption] of Object.entries(message.ties)) if (thoughts.has(id)) thoughts.get(id).caption = caption;
   scene.setState(message.links, message.shapes, message.path);
-  verdicts(message.verdicts);
-  latency(message.latency, message.chunk);
+  if (performance.now() - tablesAt > 250) {
+    tablesAt = performance.now();
+    verdicts(message.verdicts);
+    latency(message.latency, message.chunk);
+  }
   goal(message.goal);
   link.ack('state');
 }

@@ -34,6 +34,16 @@ void main() {
 const START = { turn: -0.66, lift: 0.38, far: 1.85, target: [0.38, 0.0, 0.25] };
 const FOV = 0.72;
 
+// Whether a processor draws instead of a graphics card.
+function software() {
+  const gl = document.createElement('canvas').getContext('webgl');
+  const info = gl && gl.getExtension('WEBGL_debug_renderer_info');
+  const soft = Boolean(info && /swiftshader|llvmpipe|software|basic render/i.test(gl.getParameter(info.UNMASKED_RENDERER_WEBGL)));
+  const end = gl && gl.getExtension('WEBGL_lose_context');
+  if (end) end.loseContext();
+  return soft;
+}
+
 export class Scene {
   constructor(canvas, labels) {
     this.canvas = canvas;
@@ -42,7 +52,10 @@ export class Scene {
     this.arm = { solids: [], bones: [] };
     this.links = null;
     this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
-    this.gl = canvas.getContext('webgl', { antialias: true, alpha: true, premultipliedAlpha: false });
+    const soft = software();
+    this.pause = soft ? 200 : 0; // between two drawings [ms]: a processor that draws must not make words and buttons wait
+    this.drawn = -Infinity;
+    this.gl = canvas.getContext('webgl', { antialias: !soft, alpha: true, premultipliedAlpha: false });
     if (!this.gl) {
       this.broken = 'This browser shows no 3D (WebGL is off). Pictures and buttons work.';
       return;
@@ -93,11 +106,17 @@ export class Scene {
   }
 
   wake() {
-    if (this.gl && !this.planned) this.planned = requestAnimationFrame(() => this.draw());
+    if (!this.gl || this.planned) return;
+    this.planned = true;
+    const rest = this.pause - (performance.now() - this.drawn);
+    const plan = () => requestAnimationFrame(() => this.draw());
+    if (rest > 0) setTimeout(plan, rest);
+    else plan();
   }
 
   draw() {
-    this.planned = 0;
+    this.planned = false;
+    this.drawn = performance.now();
     const { gl, canvas } = this, ratio = Math.min(devicePixelRatio || 1, 2);
     const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
     if (!width || !height) return;
