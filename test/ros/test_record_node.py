@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -308,3 +310,59 @@ def test_a_time_limit_ends_the_process(tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 0 and 'time limit of 0.5 s' in text, text
     assert time.monotonic() - started < 60.0
+
+
+def test_the_verb_with_keys(spin: Callable[..., None], tmp_path: Path) -> None:
+    """Start, success, a wrong key and quit, typed into a terminal while the robot speaks."""
+    robot = Robot()
+    spin(robot)
+    words = ['record', '--out', str(tmp_path / 'bag'), '--instruction', 'wave', '--min-free', '1']
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, '-m', 'instructvla_ros.cli', *words])
+    text, typed, deadline = '', '', time.monotonic() + 90.0
+
+    def type_after(key: str, seen: str) -> None:
+        nonlocal typed
+        if key not in typed and seen in text:
+            os.write(terminal, key.encode())
+            typed += key
+
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                text += os.read(terminal, 4096).decode(errors='replace')
+            except OSError:  # Linux, when the other side has closed
+                break
+        if recorded(tmp_path / 'bag') > 100:
+            type_after('z', 's start   e end')
+            type_after('s', "'z' is no key here")
+            type_after('y', "episode 1 begins: 'wave'")
+            type_after('q', 'episode 1 is a success')
+    os.close(terminal)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, text
+    assert '1 episodes (1 success, 0 discarded)' in text and 'camera_info never came' in text
+    _, _, decoded = contents(tmp_path / 'bag')
+    assert [json.loads(m.data)['mark'] for m in decoded[MARK_TOPIC]] == ['start', 'stop', 'success']
+
+
+def test_the_verb_with_json(spin: Callable[..., None], tmp_path: Path) -> None:
+    robot = Robot()
+    spin(robot)
+    words = ['record', '--out', str(tmp_path / 'bag'), '--min-free', '1', '--json', '--storage', 'sqlite3']
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'instructvla_ros.cli', *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        eventually(lambda: recorded(tmp_path / 'bag') > 100, 60.0, 'messages are on the disk')
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30.0)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert summary['messages'] > 100 and summary['storage'] == 'sqlite3' and summary['unwritten'] == 0
+    assert CAMERA.info_topic in summary['never_came'] and summary['topics'][CAMERA.topic]['messages'] > 0
