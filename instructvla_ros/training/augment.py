@@ -38,9 +38,9 @@ def _change(
     mean = float((x @ _GREY).mean())
     grey = (x @ _GREY)[..., None]
     # Brightness, contrast about the mean, saturation about the grey of each pixel: one affine map.
-    x = brightness * (saturation * x + (1.0 - saturation) * grey)
-    x = contrast * x + (1.0 - contrast) * brightness * mean
-    return np.asarray(np.clip(x + 0.5, 0.0, 255.0), np.uint8)
+    lit = brightness * (saturation * x + (1.0 - saturation) * grey)
+    sharp = contrast * lit + (1.0 - contrast) * brightness * mean
+    return np.asarray(np.clip(sharp + 0.5, 0.0, 255.0), np.uint8)
 
 
 def _crop(x: NDArray[np.float32], offset: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data.episodes import Dataset, Episode, Meta
 from ..datatypes import PROPRIO_DIM, STEP_DIM
 from ..errors import DataError
-from ..geometry import Array
 from ..model.config import ModelConfig
 from ..model.images import dino_place, dino_square, join_views, siglip_square
 
+Array = NDArray[Any]
 CACHE = 'cache'
 OBJECTS = 8
 """Objects of a scene that grounding labels are kept for."""
