@@ -43,7 +43,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Copy on a device."""
-        return Batch(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
+        return Batch(**moved)
 
 
 @dataclass(frozen=True)
