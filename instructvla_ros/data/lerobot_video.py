@@ -106,7 +106,7 @@ class VideoSink:
         self._stream.width, self._stream.height = self.size
         self._stream.pix_fmt = self.pixels
         self._stream.codec_context.gop_size = KEYFRAMES
-        options = {'crf': str(self.quality)}
+        options = {'crf': str(self.quality), 'preset': 'veryfast'}
         if self.codec == 'av1':
             options['preset'] = '10'
             os.environ.setdefault('SVT_LOG', '1')  # errors only; the encoder writes a page per file otherwise

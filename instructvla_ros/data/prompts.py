@@ -95,7 +95,7 @@ def sample_dialog(
     Args:
         instruction: of the episode. annotations: its VLA-IT entry (specification 9.5), ``{}`` or None without.
         frame: number of the frame in the episode, for the move primitive.
-        rng: always advanced by the same draws for the same annotations, whatever they lead to.
+        rng: two uniforms for kind and primitive, then one number per choice among texts.
         stage: 1 (instruction and primitives) or 2 (all kinds).
         query_text: the latent query tokens joined, as ``PromptEncoder.query_text``.
 
