@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from .replay_metrics import (
+    LEAST_ROTATION,
+    LEAST_TRANSLATION,
     MOVED,
     baselines,
     executed,
@@ -300,10 +302,11 @@ def wrong_scale(a: Aligned, frame: str, rotation: Convention) -> Diagnosis:
     recorded = a.recorded_as(frame, rotation)
     numbers: dict[str, Any] = {}
     bad, said = [], []
-    for what, part in (('translation', slice(0, 3)), ('rotation', slice(3, 6))):
+    parts = (('translation', slice(0, 3), LEAST_TRANSLATION), ('rotation', slice(3, 6), LEAST_ROTATION))
+    for what, part, least in parts:
         mine, theirs = _rows(a.predicted[..., part], recorded[..., part])
         power, mixed, own = (float((u * v).sum()) for u, v in ((theirs, theirs), (mine, theirs), (mine, mine)))
-        if len(mine) < FEWEST or power < 1e-6 * len(mine) or own <= 0:
+        if len(mine) < FEWEST or power < least**2 * len(mine) or own <= 0:
             continue
         r = mixed / np.sqrt(power * own)
         # Between the two regressions: noise on either side alone would bend the factor.
@@ -372,13 +375,12 @@ def _recorded_at(trace: Trace, a: Aligned, lag: float, frame: str, rotation: Con
 
 
 def _weights(steps: Data, usable: Data) -> Data:
-    """(6,) that make translation and rotation count the same, by their recorded power; 0 for one that is absent."""
+    """(6,) that make translation and rotation count the same, by their recorded power; less for one that hardly is."""
     out = np.zeros(6)
-    for part in (slice(0, 3), slice(3, 6)):
+    for part, least in ((slice(0, 3), LEAST_TRANSLATION), (slice(3, 6), LEAST_ROTATION)):
         values = steps[..., part][usable]
         power = float((values**2).sum(axis=-1).mean()) if len(values) else 0.0
-        if power > 1e-10:
-            out[part] = 1.0 / power
+        out[part] = 1.0 / max(power, least**2)
     return out
 
 

@@ -19,6 +19,8 @@ DIMENSIONS = ('dx', 'dy', 'dz', 'rx', 'ry', 'rz', 'gripper')
 WINDOW = 0.5  # s within which two gripper events are the same
 CLOSE_BELOW, OPEN_ABOVE = 0.4, 0.6
 MOVED = 0.02  # m: a recording whose tcp moved less says nothing about leaving the start
+LEAST_TRANSLATION = 5e-4  # m per step: a recording that moves less has nothing to predict
+LEAST_ROTATION = 2e-3  # rad per step
 TURNED = 0.1  # rad, the same for the orientation
 
 
@@ -93,10 +95,10 @@ def action_error(a: Aligned) -> dict[str, Any]:
         out[f'{name}_rotation_rmse'] = _root(other[..., 3:6])
         out[f'{name}_translation_rmse_horizon'] = np.sqrt(_mean((other[..., :3] ** 2).sum(axis=-1), 0))
         out[f'{name}_rotation_rmse_horizon'] = np.sqrt(_mean((other[..., 3:6] ** 2).sum(axis=-1), 0))
-        for part in ('translation', 'rotation'):
+        for part, least in (('translation', LEAST_TRANSLATION), ('rotation', LEAST_ROTATION)):
             base = out[f'{name}_{part}_rmse']
             mine = out[f'{part}_rmse']
-            known = mine is not None and base is not None and base > 1e-6
+            known = mine is not None and base is not None and base > least
             out[f'{part}_skill_over_{name}'] = 1.0 - (mine / base) ** 2 if known else None
     both = np.isfinite(error[..., 6])
     same = (a.predicted[..., 6] > 0.5) == (a.recorded[..., 6] > 0.5)

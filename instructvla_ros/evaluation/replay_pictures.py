@@ -25,7 +25,7 @@ from .replay_camera import Calibration, Cameras
 from .replay_source import Event, StateEvent
 from .video import VideoError, VideoWriter
 
-WIDEST = 640  # px per view
+WIDEST, LEAST_WIDE = 640, 360  # px per view
 MOST_HELD = 64
 AHEAD = 20  # pictures that may wait for the encoder
 WHITE, DARK = (255, 255, 255), (20, 20, 24)
@@ -80,7 +80,7 @@ class Pictures:
         views = {}
         for name in self._views:
             if name in seen.views:
-                image = _smaller(seen.views[name])
+                image = _fitting(seen.views[name])
                 height, width = image.shape[:2]
                 views[name] = (image, self._cameras.intrinsics(name, width, height), self._cameras.pose(name))
         if not views:
@@ -127,12 +127,14 @@ class Pictures:
             self._video.add(name, held.stamp_ns, picture)
 
 
-def _smaller(image: Image) -> Image:
-    """At most :data:`WIDEST` pixels wide."""
-    if image.shape[1] <= WIDEST:
+def _fitting(image: Image) -> Image:
+    """At most :data:`WIDEST` pixels wide; small ones enlarged, because path and words are drawn into them."""
+    width = image.shape[1]
+    if LEAST_WIDE <= width <= WIDEST:
         return image
-    height = round(image.shape[0] * WIDEST / image.shape[1])
-    return np.asarray(Pillow.fromarray(image).resize((WIDEST, height), Pillow.Resampling.BILINEAR))
+    wide = WIDEST if width > WIDEST else width * int(np.ceil(LEAST_WIDE / width))
+    size = (wide, round(image.shape[0] * wide / width))
+    return np.asarray(Pillow.fromarray(np.asarray(image)).resize(size, Pillow.Resampling.BILINEAR))
 
 
 def _with_way(image: Image, pixels: Array | None) -> Image:
