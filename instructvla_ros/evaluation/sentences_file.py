@@ -1,13 +1,14 @@
 """``--instructions FILE``: sentences of one's own, each with its scene and what it means.
 
-    - sentence: give me what a clown wears on his nose
-      task: pick                # pick when left out, put when there is a destination
-      seed: 12                  # scene of this seed; target and destination are the scene's own when not named
-      target: red ball
-    - sentence: tidy the toy into what you eat soup from
-      scene: [red cube, small blue ball, {object: white bowl, at: [0.55, 0.1]}]
-      target: red cube
-      destination: white bowl
+Entries have the keys :data:`KEYS`. Without ``task`` it is put when there is a destination, else pick. With ``seed``
+the scene is that of this seed of the task, and so is what is not named of target and destination. ``scene`` lists
+objects, which find their places by the seed or stand ``at`` [x, y] m. Example:
+
+- {sentence: give me what a clown wears on his nose, seed: 12, target: red ball}
+- sentence: tidy the toy into what you eat soup from
+  scene: [red cube, small blue ball, {object: white bowl, at: [0.55, 0.1]}]
+  target: red cube
+  destination: white bowl
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ WORDS = {
     'physics': 'physics',
     'not_moved_enough': 'not moved enough',
 }
+RIGHT = 130
+"""Room for the numbers beside a chart."""
 LISTED = 200
 """Failures that are listed one by one."""
 
@@ -105,7 +107,7 @@ def rates_chart(entries: Sequence[tuple[str, Mapping[str, Any]]], width: float =
         return ''
     line, left = 26.0, 250.0
     height = line * len(entries) + 26
-    frame = Frame((0.0, 100.0), (0.0, 1.0), left, 4, width - 96, height - 20)
+    frame = Frame((0.0, 100.0), (0.0, 1.0), left, 4, width - RIGHT, height - 20)
     body = []
     for v in ticks(0, 100, 5):
         at = float(frame.px(v))
@@ -141,7 +143,7 @@ def failure_chart(entries: Sequence[tuple[str, Mapping[str, Any]]], width: float
         for kind, count in e['outcomes'].items():
             if kind == 'solved':
                 continue
-            span = count / e['episodes'] / most * (width - 96 - left)
+            span = count / e['episodes'] / most * (width - RIGHT - left)
             tip = f'{WORDS.get(kind, kind)}: {count}'
             body.append(
                 rect(f'bar solid {COLORS.get(kind, "grey")}', x, y + 5, max(span - 1, 1), 16, radius=2, tip=tip)

@@ -84,7 +84,7 @@ class Cell:
     """
 
     def __init__(self, setup: Setup, policy: Policy | None = None) -> None:
-        self.setup = setup
+        self.setup, self._identity = setup, setup.identity()
         self._policy = policy if policy is not None else make_policy(setup.policy, setup.embodiment)
         self._realtime: dict[float, Policy] = {}
         self._views = not self._policy.privileged and self._policy.name != 'hold'
@@ -116,7 +116,7 @@ class Cell:
             sentence=case.sentence,
         )
         row = _row(case, result, watch, settings.step_period, control.rate)
-        row['id'] = case_id(case, self.setup.identity())
+        row['id'] = case_id(case, self._identity)
         row['revision'] = policy.checkpoint_revision
         row['wall'] = time.monotonic() - started
         if watch.frames and (self.setup.videos == 'all' or not result.success):
