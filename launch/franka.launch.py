@@ -3,12 +3,21 @@
     ros2 launch instructvla_ros franka.launch.py                       # simulator, scripted expert
     ros2 launch instructvla_ros franka.launch.py robot:=real policy:=instructvla checkpoint:=/path/to/run
 
+    ros2 launch instructvla_ros franka.launch.py robot:=fake           # MoveIt with mock hardware, a Panda
+
 ``robot:=sim`` needs nothing but this package. ``robot:=real`` expects the arm's own drivers (franka_ros2 and a camera
-driver) to be running: it starts controller and policy only, and moves nothing until ``dry_run:=false`` and the
-service ``/instructvla/enable`` are given.
+driver) to be running, or starts that of the arm when ``robot_ip`` is given; it moves nothing until ``dry_run:=false``
+and the service ``/instructvla/enable`` are given.
 """
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, LogInfo, RegisterEventHandler, SetEnvironmentVariable
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    IncludeLaunchDescription,
+    LogInfo,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -23,6 +32,7 @@ from launch.substitutions import (
     NotSubstitution,
     OrSubstitution,
     PathJoinSubstitution,
+    ThisLaunchFileDir,
 )
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -48,10 +58,39 @@ def chosen(name: str, otherwise: Substitution) -> Substitution:
 def generate_launch_description() -> LaunchDescription:
     """Arguments, environment, nodes."""
     simulated = EqualsSubstitution(LaunchConfiguration('robot'), 'sim')
+    fake = EqualsSubstitution(LaunchConfiguration('robot'), 'fake')
+    real = EqualsSubstitution(LaunchConfiguration('robot'), 'real')
     arguments = [
-        DeclareLaunchArgument('robot', default_value='sim', choices=['sim', 'real'], description='whose arm it is'),
         DeclareLaunchArgument(
-            'embodiment', default_value='franka.yaml', description='file in config/ or path: joints, limits, topics'
+            'robot',
+            default_value='sim',
+            choices=['sim', 'fake', 'real'],
+            description='the simulator of this package, MoveIt with mock hardware (a Panda), or a Franka',
+        ),
+        DeclareLaunchArgument(
+            'robot_ip', default_value='', description='real: address of the arm; empty: its driver is running already'
+        ),
+        DeclareLaunchArgument(
+            'controller',
+            default_value='auto',
+            choices=['auto', 'direct', 'moveit'],
+            description='direct: our own kinematics and collision check; moveit: move_group checks every chunk and '
+            'plans large motions (docs/moveit.md); auto: moveit for fake, otherwise direct',
+        ),
+        DeclareLaunchArgument(
+            'gripper',
+            default_value='auto',
+            choices=['auto', 'topic', 'franka', 'gripper_command', 'parallel_gripper_command'],
+            description='who moves the fingers; auto: topic in the simulator, franka on the real arm, gripper_command '
+            'for fake',
+        ),
+        DeclareLaunchArgument(
+            'namespace', default_value='/instructvla', description='of our nodes; topics of the robot keep their names'
+        ),
+        DeclareLaunchArgument(
+            'embodiment',
+            default_value='auto',
+            description='file in config/ or path: joints, limits, topics; auto: panda.yaml for fake, else franka.yaml',
         ),
         DeclareLaunchArgument(
             'policy',
@@ -72,13 +111,13 @@ def generate_launch_description() -> LaunchDescription:
             'dry_run',
             default_value='auto',
             choices=['auto', 'true', 'false'],
-            description='publish everything, send nothing to the arm; auto: only on a robot',
+            description='publish everything, send nothing to the arm; auto: only on a real robot',
         ),
         DeclareLaunchArgument(
             'enable',
             default_value='auto',
             choices=['auto', 'true', 'false'],
-            description='enable the controller at start; auto: only in the simulator',
+            description='enable the controller at start; auto: not on a real robot',
         ),
         DeclareLaunchArgument('task', default_value='put', description='task the simulator starts with'),
         DeclareLaunchArgument('seed', default_value='0', description='seed of that task'),
@@ -120,13 +159,15 @@ def generate_launch_description() -> LaunchDescription:
             description='Fast DDS profile; the default one is too small for camera images',
         ),
     ]
-    common = {'embodiment': value('embodiment', str), 'use_sim_time': value('use_sim_time', bool)}
+    embodiment = chosen('embodiment', IfElseSubstitution(fake, 'panda.yaml', 'franka.yaml'))
+    common = {'embodiment': value(embodiment, str), 'use_sim_time': value('use_sim_time', bool)}
     log = ['--log-level', LaunchConfiguration('log_level')]
 
     def node(executable: str, *parameters: dict, condition: IfCondition | None = None) -> Node:
         return Node(
             package=PACKAGE,
             executable=executable,
+            namespace=LaunchConfiguration('namespace'),
             output='screen',
             parameters=[common, *parameters],
             ros_arguments=log,
@@ -142,12 +183,15 @@ def generate_launch_description() -> LaunchDescription:
     sim = node(
         'sim_node', {'task': value('task', str), 'seed': value('seed', int)}, condition=IfCondition(simulated)
     )
-    enabled = chosen('enable', simulated)
+    enabled = chosen('enable', NotSubstitution(real))
+    by_robot = IfElseSubstitution(simulated, 'topic', IfElseSubstitution(real, 'franka', 'gripper_command'))
     controller = node(
         'controller_node',
         {
-            'dry_run': value(chosen('dry_run', NotSubstitution(simulated)), bool),
+            'dry_run': value(chosen('dry_run', real), bool),
             'start_enabled': value(enabled, bool),
+            'backend': value(chosen('controller', IfElseSubstitution(fake, 'moveit', 'direct')), str),
+            'gripper_driver': value(chosen('gripper', by_robot), str),
         },
     )
     policy = node('policy_node', thinking)
@@ -188,7 +232,12 @@ def generate_launch_description() -> LaunchDescription:
         end = EmitEvent(event=Shutdown(reason=why))
         return RegisterEventHandler(OnProcessExit(target_action=needed, on_exit=[end]))
 
-    real_enabled = AndSubstitution(NotSubstitution(simulated), enabled)
+    arm = IncludeLaunchDescription(
+        PathJoinSubstitution([ThisLaunchFileDir(), 'arm.launch.py']),
+        launch_arguments={name: LaunchConfiguration(name) for name in ('robot', 'robot_ip')}.items(),
+        condition=IfCondition(NotSubstitution(simulated)),
+    )
+    real_enabled = AndSubstitution(real, enabled)
     return LaunchDescription(
         [
             *arguments,
@@ -197,6 +246,7 @@ def generate_launch_description() -> LaunchDescription:
                 msg='robot:=real with enable:=true: the arm may move as soon as an instruction arrives',
                 condition=IfCondition(real_enabled),
             ),
+            arm,
             ends(sim, 'the simulator ended'),
             ends(controller, 'the controller ended'),
             sim,

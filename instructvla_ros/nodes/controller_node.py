@@ -23,6 +23,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from instructvla_ros.msg import ActionChunk, ControllerState
 
+from .. import config
 from ..control.clearance import Answer
 from ..control.controller import Controller, ControllerOutput, Mode
 from ..control.safety import trajectory_points
@@ -53,6 +54,13 @@ class ControllerNode(runtime.BaseNode):
         """
         super().__init__('controller_node', **kwargs)
         self.embodiment = params.load_embodiment(self)
+        driver = params.text_parameter(
+            self, 'gripper_driver', 'auto', 'who moves the fingers; auto: gripper.driver of the embodiment'
+        )
+        if driver != 'auto':
+            self.embodiment = config.replace(
+                self.embodiment, gripper=config.replace(self.embodiment.gripper, driver=driver)
+            )
         self.settings = params.load_settings(self, Control, 'controller.yaml')
         self.priority = params.integer_parameter(
             self, 'realtime_priority', 20, 0, 99, 'SCHED_FIFO priority of the process; 0, or not permitted: ordinary'

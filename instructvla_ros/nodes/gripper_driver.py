@@ -247,10 +247,11 @@ def action_name(embodiment: Embodiment) -> str:
     gripper = embodiment.gripper
     if gripper.action != 'auto':
         return gripper.action.rstrip('/')
+    controller = f'/{embodiment.name}_hand_controller/gripper_cmd'  # as in moveit_resources_panda_moveit_config
     return {
         'franka': '/franka_gripper',
-        'gripper_command': '/franka_gripper/gripper_action',
-        'parallel_gripper_command': f'/{embodiment.name}_hand_controller/gripper_cmd',
+        'gripper_command': '/franka_gripper/gripper_action' if embodiment.name == 'fr3' else controller,
+        'parallel_gripper_command': controller,
     }[gripper.driver]
 
 

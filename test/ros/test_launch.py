@@ -64,8 +64,9 @@ def test_the_simulator_comes_with_the_expert_and_moves():
     assert set(nodes) == {'sim_node', 'controller_node', 'policy_node', 'viz_node'}
     assert nodes['policy_node']['policy'] == 'expert'
     assert nodes['controller_node'] == {
-        'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True
-    }
+        'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True,
+        'backend': 'direct', 'gripper_driver': 'topic',
+    }  # fmt: skip
 
 
 def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
@@ -74,6 +75,29 @@ def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
     assert nodes['policy_node']['policy'] == 'hold'
     assert nodes['controller_node']['dry_run'] is True
     assert nodes['controller_node']['start_enabled'] is False
+    assert nodes['controller_node']['gripper_driver'] == 'franka' and nodes['controller_node']['backend'] == 'direct'
+
+
+def test_mock_hardware_is_a_panda_under_moveit_that_may_move():
+    nodes = started(robot='fake')
+    assert set(nodes) == {'controller_node', 'policy_node', 'viz_node'}
+    assert nodes['controller_node'] == {
+        'embodiment': 'panda.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True,
+        'backend': 'moveit', 'gripper_driver': 'gripper_command',
+    }  # fmt: skip
+    assert nodes['policy_node']['policy'] == 'hold' and nodes['viz_node']['publish_tf'] is False
+
+
+def test_our_nodes_take_the_namespace_and_rviz_does_not():
+    context = LaunchContext()
+    context.launch_configurations['namespace'] = '/left'
+    for entity in description().entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+        elif isinstance(entity, Node):
+            entity._perform_substitutions(context)
+            ours = entity.node_package == 'instructvla_ros'
+            assert ('/left' in (entity.expanded_node_namespace or '')) is ours, entity.node_executable
 
 
 @pytest.mark.parametrize(
@@ -93,6 +117,8 @@ def test_a_real_robot_starts_in_dry_run_disabled_and_without_a_simulator():
         ('robot', 'sim', 'viz_node', 'publish_tf', True),
         ('robot', 'real', 'viz_node', 'publish_tf', False),
         ('rviz', 'true', 'viz_node', 'use_sim_time', False),
+        ('controller', 'moveit', 'controller_node', 'backend', 'moveit'),
+        ('gripper', 'parallel_gripper_command', 'controller_node', 'gripper_driver', 'parallel_gripper_command'),
         ('web', 'true', 'web_node', 'host', '127.0.0.1'),
     ],
 )
@@ -165,3 +191,86 @@ def test_a_dead_controller_ends_the_launch(tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert 'no_such.yaml' in (tmp_path / 'out.txt').read_text()
+
+
+# -- arms that are not ours -------------------------------------------------------------------------------------------
+
+ARM = FILE.with_name('arm.launch.py')
+VENDOR = """
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument('robot_ip', default_value='none'),
+        Node(package='rviz2', executable='rviz2'),
+        ExecuteProcess(cmd=['echo', 'vendor for', LaunchConfiguration('robot_ip')], output='screen'),
+    ])
+"""
+
+
+def module_of(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(file.name.split('.')[0], file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def install(prefix: Path, packages: tuple[str, ...], launch_file: str = '') -> None:
+    """Empty packages in a prefix; the first one with a launch file."""
+    for k, name in enumerate(packages):
+        marker = prefix / 'share' / 'ament_index' / 'resource_index' / 'packages' / name
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text('')
+        folder = prefix / 'share' / name / 'launch'
+        folder.mkdir(parents=True, exist_ok=True)
+        if k == 0 and launch_file:
+            (folder / launch_file).write_text(VENDOR)
+
+
+def run(*arguments: str, tmp_path: Path, prefix: Path | None = None) -> str:
+    paths = ([str(prefix)] if prefix else []) + os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+    done = subprocess.run(
+        ['ros2', 'launch', str(ARM), *arguments], capture_output=True, text=True, timeout=60,
+        env={**os.environ, 'ROS_LOG_DIR': str(tmp_path), 'AMENT_PREFIX_PATH': os.pathsep.join(paths)},
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('robot', ['fake', 'real'])
+def test_what_is_missing_for_an_arm_is_named_in_full(robot, tmp_path, monkeypatch):
+    arm = module_of(ARM)
+    package, file, others, _ = arm.BRING_UP[robot]
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    text = arm.missing(robot)
+    assert text.startswith(f'robot:={robot} needs {package}, {others[0]}, ')
+    assert 'apt install' in text if robot == 'fake' else 'build franka_ros2' in text
+    install(tmp_path, (package, *others[:-1]))
+    assert f'needs {others[-1]}: ' in arm.missing(robot)
+    install(tmp_path, (package, *others))
+    assert f'no launch/{file}' in arm.missing(robot)
+    install(tmp_path, (package, *others), file)
+    assert arm.missing(robot) == ''
+
+
+@pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
+def test_the_launch_file_of_the_vendor_is_used_without_its_rviz(tmp_path):
+    arm = module_of(ARM)
+    for robot, arguments, said in (
+        ('fake', (), 'vendor for none'), ('real', ('robot_ip:=10.0.0.2',), 'vendor for 10.0.0.2')
+    ):
+        package, file, others, _ = arm.BRING_UP[robot]
+        install(tmp_path / robot, (package, *others), file)
+        text = run(f'robot:={robot}', *arguments, tmp_path=tmp_path, prefix=tmp_path / robot)
+        assert said in text and 'rviz' not in text, text
+
+
+@pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
+@pytest.mark.skipif(bool(os.environ.get('ROS_DISTRO')), reason='says what is missing where something is missing')
+def test_without_the_vendor_the_launch_ends_with_one_sentence(tmp_path):
+    text = run('robot:=fake', tmp_path=tmp_path)
+    assert 'robot:=fake needs moveit_resources_panda_moveit_config' in text and 'apt install' in text
+    assert run('robot:=real', tmp_path=tmp_path).count('ERROR') == 0, 'its driver runs already: nothing to start'
