@@ -52,6 +52,12 @@ def texts(bag: Path, topic: str = '/a') -> list[tuple[int, str]]:
         return [(t, reader.deserialize(raw, c.msgtype).data) for c, t, raw in reader.messages(wanted)]
 
 
+def read(bag: Path) -> list[tuple[int, bytes]]:
+    """Stamp and bytes of every message."""
+    with AnyReader([bag]) as reader:
+        return [(t, bytes(raw)) for _, t, raw in reader.messages()]
+
+
 def feed(recording: Recording, count: int, first: int = 0, size: int = 100, topic: str = '/a') -> list[tuple[int, str]]:
     """Write numbered texts; those that were taken."""
     recording.add_topic(topic, STRING)
@@ -244,28 +250,54 @@ def test_a_file_cut_off_anywhere_is_repaired(tmp_path: Path, compress: bool) -> 
     data = states[-1]
     first = states[0].index(b'\x0f\x04\0\0\0\0\0\0\0')  # end of the data section after the first flush
     second = states[1].index(b'\x0f\x04\0\0\0\0\0\0\0')
-    for cut in [*range(first, len(data), 397), first + 1, second, second + 1, len(data) - 1]:
+    for cut in [*range(first, len(data), 1301), first + 1, second, second + 1, len(data) - 1]:
         file.write_bytes(data[:cut])
         done = repair_bag(tmp_path / 'bag')
         least = 20 if cut < second else 40
         assert done['messages'] >= least, cut
-        with AnyReader([tmp_path / 'bag']) as reader:
-            found = [(t, bytes(raw)) for _, t, raw in reader.messages()]
-        assert found == [(SECOND + k, string_to_cdr(f'{k} '.ljust(300, 'x'))) for k in range(done['messages'])], cut
+        expected = [(SECOND + k, string_to_cdr(f'{k} '.ljust(300, 'x'))) for k in range(done['messages'])]
+        assert read(tmp_path / 'bag') == expected, cut
         assert repair_bag(tmp_path / 'bag')['removed'] == 0  # once is enough
 
 
-def test_a_write_that_was_torn_costs_what_it_carried_and_no_more(tmp_path: Path) -> None:
-    """The next chunk is written over index and footer: a kill in that write leaves some of both."""
-    before, after, _ = grown(tmp_path / 'bag')
+def test_a_kill_between_any_two_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is replayed as a kill would leave it, at many places of every write of one flush."""
+    bag = BagWriter(tmp_path / 'bag')
+    channel = bag.add_topic('/a', STRING, definition(STRING))
     file = tmp_path / 'bag' / 'bag_0.mcap'
-    start = before.index(b'\x0f\x04\0\0\0\0\0\0\0')
-    for written in range(1, len(after) - start, 173):
-        torn = after[: start + written] + before[start + written :]
-        file.write_bytes(torn)
-        assert count(file) >= 20
-        assert repair_bag(tmp_path / 'bag')['messages'] >= 20
-        assert count(file) >= 20
+    messages = [(SECOND + k, string_to_cdr(f'{k} '.ljust(3000, 'x'))) for k in range(40)]
+    for stamp, data in messages[:20]:
+        bag.write(channel, stamp, data)
+    bag.flush()
+    before = file.read_bytes()
+    calls: list[tuple[int, bytes]] = []
+    real = os.pwrite
+    monkeypatch.setattr(mcap_file.os, 'pwrite', lambda f, d, o: (calls.append((o, bytes(d))), real(f, d, o))[1])
+    for stamp, data in messages[20:]:
+        bag.write(channel, stamp, data)
+    bag.flush()
+    monkeypatch.undo()
+    after = file.read_bytes()
+    bag.close()
+    assert len(calls) > 1
+    state = bytearray(before)
+    for number, (offset, data) in enumerate(calls):
+        for done in [*range(0, len(data), max(1, len(data) // 8)), len(data)]:
+            torn = bytearray(state)
+            torn.extend(bytes(max(0, offset + done - len(torn)) if done else 0))
+            torn[offset : offset + done] = data[:done]
+            file.write_bytes(torn)
+            # The first write, a footer that lengthens the file, is too small to be torn in practice.
+            if number == 1 or (number == 0 and done in (0, len(data))):
+                assert read(tmp_path / 'bag') == messages[:20], (number, done)
+            assert count(file) >= 20, (number, done)
+            assert repair_bag(tmp_path / 'bag')['messages'] in (20, 40), (number, done)
+            assert read(tmp_path / 'bag') in (messages[:20], messages), (number, done)
+        state.extend(bytes(max(0, offset + len(data) - len(state))))
+        state[offset : offset + len(data)] = data
+    assert bytes(state) == after
+    file.write_bytes(after)
+    assert read(tmp_path / 'bag') == messages
 
 
 def test_what_cannot_be_repaired_is_named(tmp_path: Path) -> None:
@@ -288,15 +320,15 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_write(tmp_path: Path, monkeypat
     kept = feed(recording, 100)
     eventually(lambda: recording.status().safe_ns >= kept[-1][0])
     room = [1000]
-    real = os.pwrite
+    real, size = os.pwrite, (tmp_path / 'bag' / 'bag_0.mcap').stat().st_size
 
     def full(fd: int, data: Any, offset: int) -> int:
-        size = os.fstat(fd).st_size
         if offset + len(data) <= size:  # over blocks that exist
             return real(fd, data, offset)
         if room[0] == 0:
             raise OSError(errno.ENOSPC, 'No space left on device')
-        part, room[0] = min(room[0], len(data)), 0
+        part = min(room[0], len(data))
+        room[0] -= part
         return real(fd, bytes(data)[:part], offset)
 
     monkeypatch.setattr(mcap_file.os, 'pwrite', full)

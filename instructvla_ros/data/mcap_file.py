@@ -1,8 +1,9 @@
 """An MCAP file (https://mcap.dev/spec, version 0, profile ros2) that is complete after every :meth:`McapFile.flush`.
 
-Index and footer are written behind each chunk, and the next chunk is written over them. So the file of a process that
-was killed opens like any other, index included, with everything up to the last flush. What a kill in the middle of
-that one write, a power cut or another recorder leaves behind is put right by ``mcap_repair.py``.
+Index and footer are written behind each chunk, and the next chunk begins where they were. So the file of a process that
+was killed opens like any other, index included, with everything up to the last flush. While the file grows, a footer at
+its new end points to the old index, which is written over last: see :meth:`McapFile._grow`. What a kill in that last
+write, a power cut or another recorder leaves behind is put right by ``mcap_repair.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MAGIC = b'\x89MCAP0\r\n'
 CHUNK_BYTES = 16 * 2**20  # the index behind each chunk costs a write too
 HEADER, FOOTER, SCHEMA, CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX, CHUNK_INDEX = 1, 2, 3, 4, 5, 6, 7, 8
 STATISTICS, SUMMARY_OFFSET, DATA_END = 0x0B, 0x0E, 0x0F
+FOOTER_BYTES = 9 + 20 + len(MAGIC)
+DATA_END_BYTES = 9 + 4
 
 
 @dataclass
@@ -79,7 +82,9 @@ class McapFile:
         self._indexes: list[bytes] = []
         self._sequence: dict[int, int] = {}
         self._new()
-        write_at(self._fd, 0, head + self._tail(self._end))
+        ending = self._tail(self._end)
+        self._ending = len(ending)  # bytes of index and footer
+        write_at(self._fd, 0, head + ending)
 
     def add_topic(self, topic: str, msgtype: str, definition: str, digest: str, qos: str) -> int:
         """Announce a topic; its id for :meth:`write`.
@@ -139,17 +144,18 @@ class McapFile:
         self._indexes.append(chunk_index(facts, offsets, len(rows)))
         chunk += rows
         self.written = merged(kept, pending)
+        ending = self._tail(end + len(chunk))
         try:
-            write_at(self._fd, end, chunk + self._tail(end + len(chunk)))
+            self._grow(end, chunk + ending, len(chunk))
         except OSError:
             self._indexes.pop()
             self.written = kept
-            tail = self._tail(end)
+            old = self._tail(end)
             # These blocks were allocated before: writing them again needs no space.
-            os.ftruncate(self._fd, end + len(tail))
-            write_at(self._fd, end, tail)
+            os.ftruncate(self._fd, end + len(old))
+            write_at(self._fd, end, old)
             raise
-        self._end = end + len(chunk)
+        self._end, self._ending = end + len(chunk), len(ending)
         if sync:
             os.fdatasync(self._fd)
 
@@ -170,6 +176,22 @@ class McapFile:
     def size(self) -> int:
         """Bytes of messages in the file, not counting the index."""
         return self._end
+
+    def _grow(self, start: int, data: bytes, chunk: int) -> None:
+        """Replace index and footer at ``start`` by ``data``: a chunk of so many bytes, index and footer.
+
+        A kill may come between any two bytes of a large write. So first the file gets its new length by a footer that
+        points to the old index, then all that lies behind the old end is written, then the footer that points to the
+        new index, and last, a small write, what stands where the old index was.
+        """
+        if chunk <= self._ending:  # nothing large, and the new index would lie over the old one
+            write_at(self._fd, start, data)
+            return
+        last = start + len(data) - FOOTER_BYTES
+        write_at(self._fd, last, footer(start + DATA_END_BYTES))
+        write_at(self._fd, start + self._ending, data[self._ending : -FOOTER_BYTES])
+        write_at(self._fd, last, data[-FOOTER_BYTES:])
+        write_at(self._fd, start, data[: self._ending])
 
     def _new(self) -> None:
         self._parts: list[bytes] = []
@@ -243,7 +265,12 @@ def tail(start: int, schemas: list[bytes], channels: list[bytes], indexes: list[
         if length:
             offsets.append(record(SUMMARY_OFFSET, struct.pack('<BQQ', kind, at, length)))
         at += length
-    return b''.join([*out, *offsets, record(FOOTER, struct.pack('<QQI', summary, at, 0)), MAGIC])
+    return b''.join([*out, *offsets, footer(summary, at)])
+
+
+def footer(summary: int, offsets: int = 0) -> bytes:
+    """Last bytes of a file whose summary begins at ``summary``, and its summary offsets (0: none) at ``offsets``."""
+    return record(FOOTER, struct.pack('<QQI', summary, offsets, 0)) + MAGIC
 
 
 def write_at(fd: int, offset: int, data: bytes) -> None:

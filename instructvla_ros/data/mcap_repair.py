@@ -16,6 +16,7 @@ from .mcap_file import (
     CHUNK,
     DATA_END,
     FOOTER,
+    FOOTER_BYTES,
     HEADER,
     MAGIC,
     MESSAGE,
@@ -31,8 +32,6 @@ from .mcap_file import (
     write_at,
 )
 from .zstd import zstd
-
-_FOOTER_BYTES = 9 + 20 + len(MAGIC)
 
 
 def repair(path: Path) -> tuple[Totals, int]:
@@ -109,7 +108,7 @@ def _scan(file: BinaryIO, path: Path) -> _Whole:
                 _seal(whole, chunk)
                 chunk = None
             if kind == DATA_END:
-                whole.complete = _ends_well(file)
+                whole.complete = _ends_well(file, start)
                 break
             if kind == CHUNK:
                 chunk = _read_chunk(start, body)
@@ -172,11 +171,13 @@ def _seal(whole: _Whole, chunk: _Chunk | None, last: bool = False) -> None:
     whole.totals = merged(whole.totals, chunk.content.totals)
 
 
-def _ends_well(file: BinaryIO) -> bool:
+def _ends_well(file: BinaryIO, data_end: int) -> bool:
+    """Whether the first footer behind the end of the data is the end of the file, and points to the summary there."""
     size = os.fstat(file.fileno()).st_size
-    file.seek(max(0, size - _FOOTER_BYTES))
-    end = file.read()
-    if len(end) != _FOOTER_BYTES or not end.endswith(MAGIC) or struct.unpack_from('<BQ', end) != (FOOTER, 20):
-        return False
-    (summary,) = struct.unpack_from('<Q', end, 9)
-    return bool(summary <= size - _FOOTER_BYTES)
+    file.seek(data_end)
+    for kind, start, body in _records(file):
+        if kind == FOOTER:
+            file.seek(size - len(MAGIC))
+            (summary,) = struct.unpack_from('<Q', body)
+            return start == size - FOOTER_BYTES and file.read() == MAGIC and (not summary or data_end < summary < start)
+    return False
