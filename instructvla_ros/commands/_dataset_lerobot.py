@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -15,11 +13,6 @@ if TYPE_CHECKING:
 
 EXPORT_FORMATS = ('lerobot', 'vla-it')
 IMPORT_FORMATS = ('lerobot',)
-EXAMPLES = (
-    'instructvla dataset export data/kitchen out/kitchen_lerobot --to lerobot',
-    'instructvla dataset import droid_lerobot data/droid --from lerobot --embodiment franka.yaml --gripper-range 1 0',
-    'instructvla dataset annotate data/kitchen data/kitchen_it --file kitchen_instruction.json',
-)
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +23,6 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--codec', default='h264', help='h264 (default) or av1')
     parser.add_argument('--crf', type=int, default=None, help='video quality, lower is better (default: 18, av1: 24)')
     parser.add_argument('--robot-type', default='', help="name in info.json (default: the dataset's embodiment)")
-    parser.add_argument('--json', action='store_true', help='machine-readable output')
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +31,6 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('out', help='folder of episodes to write or go on with')
     parser.add_argument('--from', dest='origin', choices=IMPORT_FORMATS, required=True, help='format of the source')
     add_lerobot_options(parser)
-    parser.add_argument('--json', action='store_true', help='machine-readable output')
 
 
 def add_lerobot_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +63,6 @@ def add_annotate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--group', default='', help="file_path in the files (default: the dataset's name)")
     parser.add_argument('--no-primitives', action='store_true', help='no move primitives from motion')
     parser.add_argument('--skip-bad', action='store_true', help='leave out entries of another form and count them')
-    parser.add_argument('--json', action='store_true', help='machine-readable output')
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -88,10 +78,11 @@ def run_export(arguments: argparse.Namespace) -> int:
               f'{arguments.out}: annotations of {count} of {len(dataset)} episodes')  # fmt: skip
         return 0
     from ..data.lerobot_export import ExportOptions, export_dataset
+    from ._dataset_tables import bar
 
     options = ExportOptions(arguments.codec, arguments.crf, arguments.robot_type)
-    with _Counter('export', arguments.json) as count_:
-        done = export_dataset(dataset, arguments.out, options, count_)
+    with bar('exporting', 1.0, arguments.json) as show:
+        done = export_dataset(dataset, arguments.out, options, lambda n, total: show(n / total))
     facts = {'path': str(done.path), 'episodes': done.episodes, 'frames': done.frames, 'tasks': done.tasks}
     text = f'{done.path}: {done.episodes} episodes, {done.frames} frames, {done.tasks} sentences'
     _tell(arguments, {**facts, 'notes': done.notes}, text, done.notes)
@@ -101,10 +92,11 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_import(arguments: argparse.Namespace) -> int:
     """Read a LeRobot dataset; 1 when episodes could not be read."""
     from ..data.lerobot_import import import_dataset
+    from ._dataset_tables import bar
 
     options = import_options(arguments)
-    with _Counter('import', arguments.json) as count:
-        done = import_dataset(arguments.source, arguments.out, options, count)
+    with bar('importing', 1.0, arguments.json) as show:
+        done = import_dataset(arguments.source, arguments.out, options, lambda n, total: show(n / total))
     notes = list(done.notes)
     if done.columns is not None:
         chosen = {**done.columns.selectors(), 'views': ', '.join(f'{k} as {v}' for k, v in done.columns.views.items())}
@@ -122,11 +114,13 @@ def run_annotate(arguments: argparse.Namespace) -> int:
     from ..data.annotating import annotate_dataset
     from ..data.episodes import Dataset
     from ..data.vla_it import Annotations
+    from ._dataset_tables import bar
 
     files = [Annotations.open(f, strict=not arguments.skip_bad) for f in arguments.file]
-    with _Counter('annotate', arguments.json) as count:
+    dataset, motion = Dataset.open(arguments.dataset), not arguments.no_primitives
+    with bar('annotating', 1.0, arguments.json) as show:
         done = annotate_dataset(
-            Dataset.open(arguments.dataset), arguments.out, files, arguments.group, not arguments.no_primitives, count
+            dataset, arguments.out, files, arguments.group, motion, lambda n, total: show(n / total)
         )
     notes = [p for f in files for p in f.problems]
     if done.unused:
@@ -199,27 +193,3 @@ def _tell(arguments: argparse.Namespace, facts: dict[str, Any], text: str, notes
     print(text)
     for note in notes:
         print(f'  {note}')
-
-
-class _Counter:
-    """A bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        self._title, self._quiet = title, quiet
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._count
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _count(self, done: int, total: int) -> None:
-        if self._quiet or not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, desc=self._title, unit='episode')
-        self._bar.update(done - self._bar.n)

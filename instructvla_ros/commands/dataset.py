@@ -3,6 +3,7 @@
 `build` turns bags (of `ros2 bag record` or of `instructvla record`; no ROS needed) or DROID files into episodes at the
 rate of the model. Bags that are in the dataset already are passed over, so the same command adds what is new.
 `inspect` says what is in a dataset, `stats` writes dataset_statistics.json, `merge` and `split` work by episodes.
+`export` and `import` speak LeRobot, `annotate` adds texts (VLA-IT) and the motion in words.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import _dataset_lerobot
+
 ORDER = 22
-HELP = 'bags to episodes; inspect, statistics, merge, split'
+HELP = 'bags to episodes; inspect, statistics, merge, split, annotate, LeRobot'
 EXAMPLES = (
     'instructvla dataset build bags/monday bags/tuesday --out data/shelf --step-period 0.1',
     'instructvla dataset build bags/kitchen --out data/kitchen --topic /camera/color/image_raw=/cam0/image_raw',
@@ -22,12 +25,15 @@ EXAMPLES = (
     'instructvla dataset inspect data/shelf --sheet sheet.png',
     'instructvla dataset stats data/shelf',
     'instructvla dataset split data/shelf --train data/train --test data/test --share 0.1 --seed 0',
+    'instructvla dataset annotate data/shelf data/shelf_it --file shelf_instruction.json',
+    'instructvla dataset export data/shelf out/shelf --to lerobot',
+    'instructvla dataset import droid data/droid --from lerobot --embodiment franka.yaml --gripper-range 1 0',
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the five actions."""
-    actions = parser.add_subparsers(dest='action', required=True, metavar='build | inspect | stats | merge | split')
+    """Declare the actions."""
+    actions = parser.add_subparsers(dest='action', required=True, metavar='<action>')
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
@@ -77,12 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument('--share', type=float, default=0.1, help='held out, 0..1 (default 0.1)')
     split.add_argument('--seed', type=int, default=0)
 
+    _dataset_lerobot.add_annotate_arguments(action('annotate', 'a copy with texts of VLA-IT files and move primitives'))
+    _dataset_lerobot.add_export_arguments(action('export', 'to LeRobot, or the annotations to a VLA-IT file'))
+    _dataset_lerobot.add_import_arguments(action('import', 'from LeRobot'))
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one of the actions; 1 when nothing came out of it."""
-    return {'build': _build, 'inspect': _inspect, 'stats': _stats, 'merge': _merge, 'split': _split}[arguments.action](
-        arguments
-    )
+    return {
+        'build': _build, 'inspect': _inspect, 'stats': _stats, 'merge': _merge, 'split': _split,
+        'annotate': _dataset_lerobot.run_annotate, 'export': _dataset_lerobot.run_export,
+        'import': _dataset_lerobot.run_import,
+    }[arguments.action](arguments)  # fmt: skip
 
 
 def _build(arguments: argparse.Namespace) -> int:
