@@ -5,13 +5,14 @@ ARGS ?=
 PY := $(VENV)/bin/python
 export VENV
 
-.PHONY: help setup demo test lint bench clean distclean
+.PHONY: help setup demo test lint docs bench clean distclean
 
 help:
 	@echo 'make setup   environment with ROS 2, simulator, model and tools; repairs a half-finished one'
 	@echo 'make demo    a simulated Franka obeys a sentence; ARGS="--instruction ..." (instructvla demo --help)'
 	@echo 'make test    all tests; ARGS="-k name"'
 	@echo 'make lint    ruff and mypy'
+	@echo 'make docs    API reference as HTML in build/api; ARGS="instructvla_ros.policy" for a part'
 	@echo 'make bench   latency and throughput on this machine'
 	@echo 'make clean   remove what was built; make distclean removes the environment too'
 
@@ -27,6 +28,9 @@ test: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs: setup
+	$(PY) scripts/build_docs.py $(ARGS)
 
 bench: setup
 	$(VENV)/bin/instructvla bench $(ARGS)

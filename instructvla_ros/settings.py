@@ -84,7 +84,7 @@ class View:
 class Embodiment:
     """One robot: names, limits, home, tool, cameras, conventions (config/franka.yaml)."""
 
-    name: str = option('fr3', 'robot model', choices=('fr3', 'panda'))
+    name: str = option('fr3', 'robot model; the descriptions builtin and franka_description know fr3 and panda')
     description: str = option('builtin', "'builtin', 'franka_description', or a URDF/xacro file")
     base_frame: str = option('fr3_link0', 'frame of poses and deltas')
     tcp_frame: str = option('fr3_hand_tcp', 'tool centre point')
