@@ -25,7 +25,7 @@ from ..geometry import Array, delta_between
 from ..settings import Embodiment
 from .build import Forward
 from .episodes import Episode, Frames
-from .gripper import commanded, derived
+from .gripper import derived
 from .segments import clean
 
 CONTROL_RATE = 15.0
@@ -120,11 +120,8 @@ def read_episode(file: Path, embodiment: Embodiment, forward: Forward, options: 
         actions[k, :6] = delta_between(poses[k], poses[k + 1], embodiment.delta_frame, embodiment.rotation)  # type: ignore[arg-type]
     clock_ns = np.round(clock * 1e9).astype(np.int64)
     ends = np.round((times + options.step_period) * 1e9).astype(np.int64)
-    if raw and 'action.gripper_position' in content:
-        orders = np.clip(1.0 - _array(content, 'action.gripper_position', 0, file), 0.0, 1.0)
-        actions[:, 6] = commanded(list(zip(clock_ns.tolist(), orders.tolist(), strict=False)), ends, float(openness[0]))
-    else:
-        actions[:, 6] = derived(clock_ns, openness, ends)
+    # The logged commands are positions of a trigger that rests half-way; what the fingers did says open or close.
+    actions[:, 6] = derived(clock_ns, openness, ends)
     index = np.round(times * rate).astype(int)
     chosen = {view: np.minimum(index, len(frames) - 1) for view, frames in pictures.items()}
     reached = np.array([forward(row)[:3, 3] for row in q])
@@ -145,7 +142,7 @@ def read_episode(file: Path, embodiment: Embodiment, forward: Forward, options: 
             'cameras': {view: path.name for view, path in videos.items()},
             'video_rate': rate,
             'state_rate': state_rate,
-            'gripper': 'commands' if raw else 'derived from the measured openness',
+            'gripper': 'derived from the measured openness',
             'repeated_pictures': int(np.sum(np.diff(chosen[first]) == 0)),
             'forward_minus_logged_m': round(float(np.median(np.linalg.norm(reached - logged[:, :3], axis=1))), 4),
         },
