@@ -59,6 +59,8 @@ class StandinMoveGroup(Node):
         self._model, self._geometry = self._check.model, self._check.geometry
         self._data = self._model.createData()
         self._placements = self._geometry.createData()
+        self.declare_parameter('robot_description', self.kinematics.urdf)
+        self.declare_parameter('robot_description_semantic', self._semantics())
         self.scene = PlanningScene()
         self.q = np.array(embodiment.home)
         self.calls: dict[str, int] = {}
@@ -85,6 +87,10 @@ class StandinMoveGroup(Node):
             return answer(request, response)
 
         return serve
+
+    def _semantics(self) -> str:
+        chain = f'<chain base_link="{self.embodiment.base_frame}" tip_link="{self.embodiment.tcp_frame}"/>'
+        return f'<robot name="{self.embodiment.name}"><group name="{self.group}">{chain}</group></robot>'
 
     def close(self) -> None:
         """End every silence."""
