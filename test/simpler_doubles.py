@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from instructvla_ros.datatypes import Observation, Reasoning
+from instructvla_ros.policy import make_chunk
+
 
 class Scene:
     """The environment under gymnasium's wrappers. Solved while the summed x of the actions is over ``goal``."""
@@ -97,3 +100,31 @@ class Gym:
             ('simpler_env', types.ModuleType('simpler_env')),
         ):
             monkeypatch.setitem(sys.modules, name, content)
+
+
+class Scripted:
+    """A policy whose chunk number n is ``chunks(n)``."""
+
+    name, privileged, checkpoint_revision = 'scripted', False, ''
+
+    def __init__(self, chunks) -> None:
+        self.chunks, self.calls, self.resets, self.thoughts = chunks, 0, 0, 0
+        self.seen: list[Observation] = []
+
+    def reset(self):
+        self.resets += 1
+        self.calls = 0
+
+    def think(self, observation):
+        self.thoughts += 1
+        words = f'words {self.thoughts}'
+        return Reasoning(f'say-{self.thoughts}', observation.stamp_ns, observation.instruction, words)
+
+    def infer(self, observation, reasoning):
+        self.seen.append(observation)
+        steps = np.asarray(self.chunks(self.calls), float)
+        self.calls += 1
+        return make_chunk(self, observation, steps, 0.2, 0.0, reasoning)
+
+    def answer(self, observation, question):
+        raise NotImplementedError
