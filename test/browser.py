@@ -116,7 +116,7 @@ class Browser:
         """Text of the first element that fits."""
         return str(self.js(f'(document.querySelector({json.dumps(selector)}) || {{}}).textContent || ""'))
 
-    def until(self, expression: str, timeout: float = 60.0, also: Callable[[], None] = lambda: None) -> Any:
+    def until(self, expression: str, timeout: float = 90.0, also: Callable[[], None] = lambda: None) -> Any:
         """Value of an expression as soon as it is true; one that fails, as before the page is there, is not."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

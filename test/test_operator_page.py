@@ -20,7 +20,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from instructvla_ros import config, resources
+from instructvla_ros import config, graph_session, resources
 from instructvla_ros.control.frames import LinkFrames
 from instructvla_ros.datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
 from instructvla_ros.errors import ConfigError, InstructionError, SetupError
@@ -485,6 +485,18 @@ def test_browsers_are_counted_and_limited():
             assert refused.value.response.status_code == 503
         eventually(lambda: server.viewers == 0)
     server.event('late', {})  # nobody listens any more, nothing fails
+
+
+def test_the_demo_starts_the_page_when_asked(tmp_path):
+    first = graph_session.EpisodeRequest('put', 0)
+    names = [s.name for s in graph_session.specs(graph_session.GraphOptions(), tmp_path, first)]
+    assert 'web_node' not in names
+    options = graph_session.GraphOptions(web_port=9000)
+    graph_session.check_options(options)
+    spec = next(s for s in graph_session.specs(options, tmp_path, first) if s.name == 'web_node')
+    assert spec.parameters['port'] == 9000 and spec.parameters['embodiment'].endswith('franka.yaml')
+    with pytest.raises(ConfigError, match='port'):
+        graph_session.check_options(graph_session.GraphOptions(web_port=0))
 
 
 def test_settings_say_what_they_are():

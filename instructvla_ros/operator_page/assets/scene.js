@@ -55,7 +55,7 @@ export class Scene {
     const soft = software();
     this.pause = soft ? 200 : 0; // between two drawings [ms]: a processor that draws must not make words and buttons wait
     this.drawn = -Infinity;
-    this.gl = canvas.getContext('webgl', { antialias: !soft, alpha: true, premultipliedAlpha: false });
+    this.gl = canvas.getContext('webgl', { antialias: true, alpha: true, premultipliedAlpha: false });
     if (!this.gl) {
       this.broken = 'This browser shows no 3D (WebGL is off). Pictures and buttons work.';
       return;
