@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A small bag of the simulator for tests and examples: the scripted expert puts a cube in a bowl, with two JPEG cameras.
+"""A small bag of the simulator for tests and examples: the scripted expert moves an object, two JPEG cameras look on.
 
     python scripts/make_replay_bag.py --out test/data/sim_put
 
@@ -88,9 +88,8 @@ class Recorder:
                 bag.compressed(f'{view.topic}/compressed', seen, data, view.frame_id, stamp + TRANSPORT_NS)
                 if seen == moment.observation.stamp_ns and moment.time < 2.0:
                     camera = self._world.camera(name)
-                    bag.camera(
-                        view.info_topic, seen, camera.K, camera.width, camera.height, view.frame_id, stamp + TRANSPORT_NS
-                    )
+                    size, late = (camera.width, camera.height), stamp + TRANSPORT_NS
+                    bag.camera(view.info_topic, seen, camera.K, *size, view.frame_id, late)
         if moment.reasoning is not None:
             said = moment.reasoning
             bag.write(

@@ -1,4 +1,4 @@
-"""The pytest plugin, used as a user would: in a run of its own, on the small simulator bag that ships with the tests."""
+"""The pytest plugin as a user would use it: in a run of its own, on the small simulator bag of the tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def pytest_of_a_user(folder: Path, *arguments: str) -> subprocess.CompletedProce
 
 def test_recordings_become_tests(tmp_path: Path) -> None:
     limits = tmp_path / 'limits.yaml'
-    limits.write_text('limits:\n  path.rebased_end.p95: {max: 0.001}\n  gripper.recall: {min: 2}\nfaults: [action_delay]\n')
+    limits.write_text(
+        'limits:\n  path.rebased_end.p95: {max: 0.001}\n  gripper.recall: {min: 2}\nfaults: [action_delay]\n'
+    )
     (tmp_path / 'test_mine.py').write_text(
         'def test_the_plate_is_named(replayed):\n'
         "    assert any('plate' in s['text'] for s in replayed.trace.sentences)\n"
@@ -80,7 +82,9 @@ def test_an_option_of_somebody_else_stays_theirs(tmp_path: Path, name: str) -> N
     (tmp_path / 'theirs.py').write_text(
         f"def pytest_addoption(parser):\n    parser.addoption({name!r}, default='x', dest='their_own')\n"
     )
-    (tmp_path / 'test_mine.py').write_text("def test_it(pytestconfig):\n    assert pytestconfig.option.their_own == 'y'\n")
+    (tmp_path / 'test_mine.py').write_text(
+        "def test_it(pytestconfig):\n    assert pytestconfig.option.their_own == 'y'\n"
+    )
     env_path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'theirs', '-p', PLUGIN, name, 'y']
     env = {**os.environ, 'PYTHONPATH': env_path, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}

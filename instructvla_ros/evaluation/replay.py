@@ -54,7 +54,7 @@ class ReplayOptions:
         instruction: instead of the recorded ones. latency: from the observation's arrival until the chunk reaches the
             controller, on the clock of the recording [s]. judge: run the controller in dry-run.
         at: 'rate' asks the policy at its own rate, 'recorded' for exactly the observations that the recorded chunks
-            rest on. start, duration: part of the recording [s].
+            rest on. stamps: ask it for exactly these observations [ns]. start, duration: part of the recording [s].
     """
 
     instruction: str = ''
@@ -63,6 +63,7 @@ class ReplayOptions:
     at: str = 'rate'
     start: float = 0.0
     duration: float = float('inf')
+    stamps: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if self.at not in ('rate', 'recorded'):
@@ -169,7 +170,7 @@ class _Run:
         self.verdicts: list[dict[str, Any]] = []
         self.stale: dict[str, int] = {}
         self.recorded: list[ActionChunk] = []
-        self.due = _recorded_stamps(recording) if options.at == 'recorded' else None
+        self.due = _recorded_stamps(recording) if options.at == 'recorded' else options.stamps
         self.segment = 0  # first chunk of the instruction
         self.frames = dict.fromkeys(self.views, 0)
         self.states: list[tuple[int, Array, float]] = []
@@ -384,17 +385,6 @@ class _Run:
                 f'{self.recording.name}: no instruction is recorded; say what was asked with --instruction "..."'
             )
         self._end_segment_at_end()
-        poses = np.array([p for _, p, _ in self.states]).reshape(-1, 4, 4)
-        from scipy.spatial.transform import Rotation
-
-        track = Track(
-            np.array([s for s, _, _ in self.states], dtype=np.int64),
-            poses[:, :3, 3],
-            Rotation.from_matrix(poses[:, :3, :3]).as_quat() if len(poses) else np.zeros((0, 4)),
-            np.array([g for _, _, g in self.states], dtype=np.float64),
-            np.array([s for s, _ in self.commands], dtype=np.int64),
-            np.array([g for _, g in self.commands], dtype=np.float64),
-        )
         meta = {
             'recording': self.recording.name,
             'policy': self.policy.name,
@@ -416,7 +406,7 @@ class _Run:
         }
         return Trace(
             meta=plain(meta),
-            track=track,
+            track=Track.of(self.states, self.commands),
             chunks=tuple(self.chunks),
             sentences=tuple(self.sentences),
             notes=tuple(self.notes),
@@ -431,8 +421,9 @@ class _Run:
         self.segment = len(self.chunks)  # the last instruction lasts to the end of the recording
 
 
-def _recorded_stamps(recording: Recording) -> set[int]:
-    stamps = {e.chunk.observation_stamp_ns for e in recording.events(pictures=False) if isinstance(e, ChunkEvent)}
+def _recorded_stamps(recording: Recording) -> frozenset[int]:
+    events = recording.events(pictures=False)
+    stamps = frozenset(e.chunk.observation_stamp_ns for e in events if isinstance(e, ChunkEvent))
     if not stamps:
         raise ConfigError(f'{recording.name} holds no recorded chunks; leave --at recorded out')
     return stamps

@@ -21,37 +21,23 @@ def track_of(recording: Recording, kinematics: Kinematics | None = None) -> tupl
     Raises:
         DataError: the recording holds no joint states.
     """
-    from scipy.spatial.transform import Rotation
-
     forward = recording.forward or (kinematics or Kinematics(recording.embodiment)).forward
-    stamps: list[int] = []
-    poses: list[Array] = []
-    openness: list[float] = []
+    states: list[tuple[int, Array, float]] = []
     commands: list[tuple[int, float]] = []
     said: list[tuple[int, str]] = []
     for event in recording.events(pictures=False):
         if isinstance(event, StateEvent):
-            if np.isfinite(event.state.q).all() and (not stamps or event.stamp_ns > stamps[-1]):
-                stamps.append(event.stamp_ns)
-                poses.append(event.pose if event.pose is not None else forward(event.state.q))
-                openness.append(event.state.gripper)
+            if np.isfinite(event.state.q).all() and (not states or event.stamp_ns > states[-1][0]):
+                pose = event.pose if event.pose is not None else forward(event.state.q)
+                states.append((event.stamp_ns, pose, event.state.gripper))
         elif isinstance(event, GripperEvent):
             if not commands or event.stamp_ns >= commands[-1][0]:
                 commands.append((event.stamp_ns, event.openness))
         elif isinstance(event, SaidEvent) and event.text:
             said.append((event.stamp_ns, event.text))
-    if not stamps:
+    if not states:
         raise DataError(f'{recording.name} holds no usable joint state; nothing can be compared with it')
-    stacked = np.array(poses)
-    track = Track(
-        np.array(stamps, dtype=np.int64),
-        stacked[:, :3, 3],
-        Rotation.from_matrix(stacked[:, :3, :3]).as_quat(),
-        np.array(openness),
-        np.array([s for s, _ in commands], dtype=np.int64),
-        np.array([g for _, g in commands], dtype=np.float64),
-    )
-    return track, said
+    return Track.of(states, commands), said
 
 
 class RecordedPolicy:

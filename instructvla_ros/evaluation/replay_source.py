@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
-from ..data.episodes import Episode, Meta
+from ..data.episodes import Episode, Frames, Meta
 from ..datatypes import ActionChunk, Image, Reasoning, RobotState, SceneState
 from ..geometry import Array, pose_from_xyz_rpy
 from ..settings import Embodiment
@@ -34,11 +35,15 @@ class StateEvent:
 
 @dataclass(frozen=True)
 class FrameEvent:
-    """A picture; ``decode`` gives uint8 RGB (H, W, 3) or raises ObservationError or DataError."""
+    """A picture; ``decode`` gives uint8 RGB (H, W, 3) or raises ObservationError or DataError.
+
+    ``encoded`` gives its JPEG or PNG bytes, None for a raw picture.
+    """
 
     stamp_ns: int
     view: str
     decode: Callable[[], Image]
+    encoded: Callable[[], bytes | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -242,11 +247,11 @@ class EpisodeRecording:
                 yield SaidEvent(stamp, said[k])
             if pictures:
                 for view, frames in e.views.items():
-                    yield FrameEvent(stamp, view, _picture(frames, k))
+                    yield FrameEvent(stamp, view, partial(_picture, frames, k), partial(frames.encoded, k))
 
 
-def _picture(frames: Any, k: int) -> Callable[[], Image]:
-    return lambda: np.asarray(frames[k])
+def _picture(frames: Frames, k: int) -> Image:
+    return np.asarray(frames[k])
 
 
 def _primitives(episode: Episode) -> list[str]:

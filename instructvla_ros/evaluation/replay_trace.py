@@ -44,6 +44,19 @@ class Track:
     commands_ns: Data = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     commanded: Data = field(default_factory=lambda: np.zeros(0))
 
+    @classmethod
+    def of(cls, states: Sequence[tuple[int, Data, float]], commands: Sequence[tuple[int, float]]) -> Track:
+        """Track of states (stamp [ns], tcp pose (4, 4), openness) and gripper commands (stamp [ns], openness)."""
+        poses = np.array([p for _, p, _ in states]).reshape(-1, 4, 4)
+        return cls(
+            np.array([s for s, _, _ in states], dtype=np.int64),
+            poses[:, :3, 3],
+            Rotation.from_matrix(poses[:, :3, :3]).as_quat() if len(poses) else np.zeros((0, 4)),
+            np.array([g for _, _, g in states], dtype=np.float64),
+            np.array([s for s, _ in commands], dtype=np.int64),
+            np.array([g for _, g in commands], dtype=np.float64),
+        )
+
     def poses(self, stamps_ns: Data) -> Data:
         """Poses (..., 4, 4) at stamps (...) [ns]; NaN outside the recording and in its gaps."""
         t = np.asarray(stamps_ns, dtype=np.int64)

@@ -1,0 +1,145 @@
+"""A trace of a replay in which the policy and the controller are the running graph. No ROS in here.
+
+The player gives every event it publishes, its subscriptions give what the graph answers; both threads may call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..config import option
+from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
+from ..geometry import Array
+from .replay_source import ChunkEvent, Event, GripperEvent, Recording, SaidEvent, StateEvent
+from .replay_trace import Judged, Trace, Track
+from .runlog import plain
+
+
+@dataclass(frozen=True)
+class Playback:
+    """Parameters of replay_node."""
+
+    bag: str = option('', 'recording to play: a bag, or a dataset of episodes')
+    episode: str = option('', 'episode of a dataset; empty: the first')
+    instruction: str = option('', 'instead of the recorded instructions')
+    rate: float = option(1.0, 'seconds of the recording per second', ge=0.01, le=100.0)
+    duration: float = option(3600.0, 'how much to play', unit='s', ge=0.1)
+    wait: float = option(30.0, 'longest time to wait until the graph listens', unit='s', ge=0.0, le=3600.0)
+    out: str = option('', 'folder for report.html and metrics.json; empty: none')
+    limits: str = option('replay.yaml', 'limits for the report, a file of config/ or a path')
+
+
+class LiveTrace:
+    """Collects a replay; ``forward`` is joints (n,) -> tcp pose (4, 4)."""
+
+    def __init__(self, recording: Recording, forward: Callable[[Array], Array]) -> None:
+        self._recording = recording
+        self._forward = recording.forward or forward
+        self._lock = threading.Lock()
+        self._states: list[tuple[int, Array, float]] = []
+        self._commands: list[tuple[int, float]] = []
+        self._notes: list[dict[str, Any]] = []
+        self._recorded: list[ActionChunk] = []
+        self._chunks: dict[str, ActionChunk] = {}
+        self._sentences: dict[str, dict[str, Any]] = {}
+        self._verdicts: list[dict[str, Any]] = []
+        self._refused: dict[str, str] = {}
+
+    def played(self, event: Event) -> None:
+        """An event was published."""
+        with self._lock:
+            if isinstance(event, StateEvent):
+                if np.isfinite(event.state.q).all() and (not self._states or event.stamp_ns > self._states[-1][0]):
+                    pose = event.pose if event.pose is not None else self._forward(event.state.q)
+                    self._states.append((event.stamp_ns, pose, event.state.gripper))
+            elif isinstance(event, GripperEvent):
+                self._commands.append((event.stamp_ns, event.openness))
+            elif isinstance(event, SaidEvent) and event.text:
+                self._notes.append({'stamp_ns': event.stamp_ns, 'text': event.text})
+            elif isinstance(event, ChunkEvent):
+                self._recorded.append(event.chunk)
+
+    def chunk(self, chunk: ActionChunk) -> None:
+        """The policy sent a chunk. The one that only holds the arm at the end of an instruction is not kept."""
+        with self._lock:
+            if chunk.policy != 'hold' or not self._chunks or next(iter(self._chunks.values())).policy == 'hold':
+                self._chunks[chunk.id] = chunk
+
+    def said(self, said: Reasoning) -> None:
+        """The policy said something; the same sentence may come again with more known about it."""
+        if said.kind is ReasoningKind.PLAN and said.final:
+            with self._lock:
+                self._sentences[said.id] = {
+                    'id': said.id,
+                    'stamp_ns': said.stamp_ns,
+                    'text': said.text,
+                    'instruction': said.instruction,
+                    'tokens': said.tokens,
+                    'latency': said.latency,
+                }
+
+    def verdict(self, stamp_ns: int, verdict: Verdict) -> None:
+        """The controller decided something."""
+        if verdict.action is VerdictAction.PASSED:
+            return
+        words = {k: getattr(verdict, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
+        with self._lock:
+            self._verdicts.append({'stamp_ns': stamp_ns, 'action': verdict.action.name, **words})
+            if verdict.action is VerdictAction.REFUSED and verdict.chunk_id:
+                self._refused.setdefault(verdict.chunk_id, verdict.rule)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks have come."""
+        with self._lock:
+            return len(self._chunks)
+
+    def finish(self, **meta: Any) -> Trace:
+        """Everything so far."""
+        with self._lock:
+            order = {name: k for k, name in enumerate(self._sentences)}
+            thinking: dict[str, float] = {name: s['latency'] for name, s in self._sentences.items()}
+            judged = []
+            for chunk in sorted(self._chunks.values(), key=lambda c: c.observation_stamp_ns):
+                # The time a sentence took belongs to the first chunk it conditions.
+                think = thinking.pop(chunk.reasoning_id, 0.0)
+                sentence = order.get(chunk.reasoning_id, -1)
+                refused = self._refused.get(chunk.id, '')
+                judged.append(Judged(chunk, refused, think, chunk.model_latency, 0.0, sentence))
+            for k in range(len(judged) - 1):
+                if judged[k + 1].chunk.instruction != judged[k].chunk.instruction:
+                    end = judged[k + 1].chunk.observation_stamp_ns
+                    for j in range(k, -1, -1):
+                        if judged[j].chunk.instruction != judged[k].chunk.instruction:
+                            break
+                        judged[j] = replace(judged[j], until_ns=min(end, judged[j].until_ns))
+            first = self._states[0][0] if self._states else 0
+            last = self._states[-1][0] if self._states else 0
+            return Trace(
+                meta=plain(
+                    {
+                        'recording': self._recording.name,
+                        'policy': judged[0].chunk.policy if judged else '',
+                        'revision': judged[0].chunk.checkpoint_revision if judged else '',
+                        'mode': 'live',
+                        'judged': True,
+                        'duration': (last - first) * 1e-9,
+                        'instructions': list(dict.fromkeys(j.chunk.instruction for j in judged)),
+                        'frames': {},
+                        **meta,
+                    }
+                ),
+                track=Track.of(self._states, self._commands),
+                chunks=tuple(judged),
+                sentences=tuple(self._sentences.values()),
+                notes=tuple(self._notes),
+                verdicts=tuple(plain(self._verdicts)),
+                trouble=dict(self._recording.trouble.counts),
+                missing=tuple(self._recording.missing),
+                recorded_chunks=tuple(self._recorded),
+            )
