@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -26,6 +28,19 @@ _FLAGS = (
 )  # fmt: skip
 
 
+def _die_with(parent: int) -> Callable[[], None] | None:
+    if not sys.platform.startswith('linux'):
+        return None
+    libc = ctypes.CDLL(None)
+
+    def bind() -> None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a test that is killed leaves no browser behind
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return bind
+
+
 class Browser:
     """One page in a browser of its own. Use as a context manager."""
 
@@ -41,6 +56,7 @@ class Browser:
             [CHROMIUM, *_FLAGS, f'--user-data-dir={self._folder}', f'--window-size={self._size[0]},{self._size[1]}',
              'about:blank'],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),
         )  # fmt: skip
         try:
             from websockets.sync.client import connect
