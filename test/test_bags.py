@@ -423,3 +423,40 @@ def test_memory_stays_flat_over_a_long_bag(tmp_path: Path) -> None:
         total = sum(int(r.value.rgb()[0, 0, 0]) for r in opened.messages([FRONT]))
     assert total == sum(range(130))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024  # KiB
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_bags_of_our_recorder_are_read_while_it_still_writes(tmp_path: Path, storage: str) -> None:
+    """A bag copied in the middle of its recording, as a killed recorder leaves it."""
+    from instructvla_ros.data.bag_types import standard_types
+    from instructvla_ros.data.recording import Recording, RecordingOptions
+
+    store = standard_types()
+    string = store.types['std_msgs/msg/String']
+    recording = Recording(
+        tmp_path / 'bag', RecordingOptions(storage=storage, min_free=1.0), embodiment='name: fr3', instruction='go'
+    )
+    try:
+        recording.add_topic('/words', 'std_msgs/msg/String')
+        for k in range(50):
+            data = bytes(store.serialize_cdr(string(data=f'word {k}'), 'std_msgs/msg/String'))
+            recording.write('/words', T0 + k * MS, data)
+        deadline = time.monotonic() + 60.0
+        copy = tmp_path / 'copy'
+        while time.monotonic() < deadline:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(tmp_path / 'bag', copy)
+            try:
+                values = [r.value for r in read(copy)[0] if r.topic == '/words']
+            except DataError:
+                values = []
+            if len(values) == 50:
+                break
+            time.sleep(0.2)
+        assert values == [f'word {k}' for k in range(50)]
+    finally:
+        recording.close()
+    records, bag = read(tmp_path / 'bag')
+    assert not bag.problems
+    assert next(r.value for r in records if r.topic == '/instructvla/embodiment') == 'name: fr3'
+    assert next(r.value for r in records if r.topic == '/instructvla/instruction') == 'go'
