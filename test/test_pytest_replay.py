@@ -77,9 +77,10 @@ def test_the_plugin_is_silent_without_recordings(tmp_path: Path) -> None:
     assert 'give recordings with --bag' in done.stdout
 
 
-@pytest.mark.parametrize('name', ['--checkpoint', '--bag'])
-def test_an_option_of_somebody_else_stays_theirs(tmp_path: Path, name: str) -> None:
-    (tmp_path / 'theirs.py').write_text(
+@pytest.mark.parametrize(('name', 'place'), [('--checkpoint', 'conftest'), ('--bag', 'theirs')])
+def test_an_option_of_somebody_else_stays_theirs(tmp_path: Path, name: str, place: str) -> None:
+    (tmp_path / 'theirs.py').write_text('')
+    (tmp_path / f'{place}.py').write_text(
         f"def pytest_addoption(parser):\n    parser.addoption({name!r}, default='x', dest='their_own')\n"
     )
     (tmp_path / 'test_mine.py').write_text(

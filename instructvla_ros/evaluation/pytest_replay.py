@@ -1,17 +1,21 @@
 """pytest plugin: ``pytest --bag DIR --checkpoint C`` turns recordings into tests of a deployment.
 
-Installed with the package, silent without ``--bag``. With it, every recording gives one test per limit of the limits
+Installed with the package, silent without recordings. With them, every recording gives one test per limit of the limits
 file, and any test of your own may ask for the fixture ``replayed``: it runs once per recording and gets the
 :class:`~instructvla_ros.evaluation.replay_session.Outcome`.
 
     def test_it_never_touches_the_table(replayed):
         assert not [v for v in replayed.metrics['safety'] if v['rule'] == 'table']
 
+The options are ``--replay-bag``, ``--replay-checkpoint``, ...; ``--bag`` and ``--checkpoint`` are short for two of them
+and exist only in a run that uses ``--bag`` on its command line: they are names that other people's tests have too.
 Nothing of the package is imported before a recording is replayed, so that other test runs stay as fast as they were.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,24 +24,28 @@ import pytest
 
 GROUP = 'instructvla replay'
 _OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ('--bag', {'action': 'append', 'default': [], 'metavar': 'DIR', 'help': 'a recording, or a folder of them'}),
-    ('--checkpoint', {'default': '', 'metavar': 'C', 'help': 'run directory or hub id'}),
+    ('--replay-bag', {'action': 'append', 'default': [], 'metavar': 'DIR', 'help': 'a recording, or a folder of them'}),
+    ('--replay-checkpoint', {'default': '', 'metavar': 'C', 'help': 'run directory or hub id'}),
     ('--replay-policy', {'default': '', 'help': 'instructvla (default), hold, expert or recorded'}),
     ('--replay-limits', {'default': 'replay.yaml', 'metavar': 'FILE', 'help': 'YAML with limits'}),
     ('--replay-embodiment', {'default': 'franka.yaml', 'metavar': 'FILE', 'help': 'robot'}),
     ('--replay-instruction', {'default': '', 'metavar': 'TEXT', 'help': 'instead of the recorded instructions'}),
 )
+_SHORT = {'--bag': '--replay-bag', '--checkpoint': '--replay-checkpoint'}
 _HINT = 'give recordings with --bag DIR'
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the options; one whose name another plugin has taken is left to that plugin."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the options; a short name that another plugin has taken is left to that plugin."""
     group = parser.getgroup(GROUP)
     for name, about in _OPTIONS:
-        try:
-            group.addoption(name, dest=_dest(name), **about)
-        except ValueError:
-            continue
+        group.addoption(name, dest=_dest(name), **about)
+    config = pluginmanager.get_plugin('pytestconfig')
+    given = {str(a).partition('=')[0] for a in config.invocation_params.args} if config is not None else set()
+    for short, name in _SHORT.items():
+        if '--bag' in given and short in given:
+            with contextlib.suppress(argparse.ArgumentError, ValueError):
+                group.addoption(short, dest=_dest(name), **dict(_OPTIONS)[name])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,7 +100,7 @@ class _Store:
             pytest.UsageError: nothing of that kind there.
         """
         if self._places is None:
-            self._places = [p for given in self._option('--bag') for p in _recordings(Path(given))]
+            self._places = [p for given in self._option('--replay-bag') for p in _recordings(Path(given))]
         return self._places
 
     def names(self) -> list[str]:
@@ -127,7 +135,7 @@ class _Store:
         if self._replayer is None:
             plan = session.deployment(
                 self._option('--replay-policy'),
-                self._option('--checkpoint'),
+                self._option('--replay-checkpoint'),
                 self._option('--replay-embodiment'),
                 ReplayOptions(instruction=self._option('--replay-instruction')),
             )
