@@ -64,8 +64,8 @@ def test_another_arm_another_group_and_tighter_limits_are_named(spin, tmp_path):
     spin(group)
     found = by_topic(check('franka.yaml', CONTROL, 20.0))
     assert 'no group fr3_arm' in found['planning group'].text and 'one of: arm' in found['planning group'].remedy
-    if urdf != group.kinematics.urdf:
-        assert 'fr3_joint1' in found['joint limits'].text and found['joint limits'].level == doctor.MISSING
+    assert urdf != group.kinematics.urdf
+    assert 'fr3_joint1' in found['joint limits'].text and found['joint limits'].level == doctor.MISSING
     panda = by_topic(check('panda.yaml', CONTROL, 20.0))
     assert 'panda_joint1' in panda['joints'].text and panda['tip'].level == doctor.MISSING
 
