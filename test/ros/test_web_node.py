@@ -289,7 +289,7 @@ def test_words_are_never_markup_and_old_data_is_never_live(stage):
     with Browser(f'http://127.0.0.1:{stage.web.server.port}/') as page:
         page.until('document.querySelector("#mode-pill").textContent === "holding"')
         page.until('document.querySelector(".camera img").naturalWidth === 64')
-        assert not page.js('document.body.classList.contains("lost")')
+        page.until('!document.body.classList.contains("lost")')
         evil = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
         now = stage.web.now_ns()
         stage.others.says.publish(reasoning_to_msg(Reasoning('say-1', now, evil, evil, final=False)))
