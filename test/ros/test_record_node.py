@@ -285,10 +285,10 @@ def test_the_process_ends_and_the_bag_opens(spin: Callable[..., None], tmp_path:
     spin(robot)
     process = run(tmp_path / 'bag', '-p', 'min_free:=1.0')
     try:
-        eventually(lambda: recorded(tmp_path / 'bag') > 200, 60.0, 'messages are on the disk')
+        eventually(lambda: recorded(tmp_path / 'bag') > 200, 150.0, 'messages are on the disk')
         before = recorded(tmp_path / 'bag')
         process.send_signal(end)
-        text = process.communicate(timeout=30.0)[1]
+        text = process.communicate(timeout=60.0)[1]
     finally:
         if process.poll() is None:
             process.kill()
@@ -304,12 +304,12 @@ def test_a_time_limit_ends_the_process(tmp_path: Path) -> None:
     process = run(tmp_path / 'bag', '-p', 'max_duration:=0.5', '-p', 'min_free:=1.0')
     started = time.monotonic()
     try:
-        text = process.communicate(timeout=60.0)[1]
+        text = process.communicate(timeout=150.0)[1]
     finally:
         if process.poll() is None:
             process.kill()
     assert process.returncode == 0 and 'time limit of 0.5 s' in text, text
-    assert time.monotonic() - started < 60.0
+    assert time.monotonic() - started < 150.0
 
 
 def test_the_verb_with_keys(spin: Callable[..., None], tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_the_verb_with_keys(spin: Callable[..., None], tmp_path: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
         os.execv(sys.executable, [sys.executable, '-m', 'instructvla_ros.cli', *words])
-    text, typed, deadline = '', '', time.monotonic() + 90.0
+    text, typed, deadline = '', '', time.monotonic() + 180.0
 
     def type_after(key: str, seen: str) -> None:
         nonlocal typed
@@ -356,9 +356,9 @@ def test_the_verb_with_json(spin: Callable[..., None], tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
     try:
-        eventually(lambda: recorded(tmp_path / 'bag') > 100, 60.0, 'messages are on the disk')
+        eventually(lambda: recorded(tmp_path / 'bag') > 100, 150.0, 'messages are on the disk')
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30.0)
+        out, err = process.communicate(timeout=60.0)
     finally:
         if process.poll() is None:
             process.kill()
