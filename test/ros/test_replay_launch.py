@@ -1,0 +1,70 @@
+"""replay.launch.py as `ros2 launch` sees it; runs where launch and launch_ros are."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip('launch', reason='launch is not on the package index: part of a full ROS 2 install')
+pytest.importorskip('launch_ros', reason='launch_ros is not on the package index: part of a full ROS 2 install')
+
+from launch.actions import DeclareLaunchArgument  # noqa: E402
+from launch_ros.actions import Node  # noqa: E402
+from launch_ros.utilities import evaluate_parameters  # noqa: E402
+
+from launch import LaunchContext  # noqa: E402
+
+FILE = Path(__file__).resolve().parents[2] / 'launch' / 'replay.launch.py'
+
+
+def description() -> Any:
+    spec = importlib.util.spec_from_file_location('replay_launch', FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.generate_launch_description()
+
+
+def started(**arguments: str) -> dict[str, dict[str, Any]]:
+    """Executables that would start with these launch arguments, and their parameters."""
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    entities = description().entities
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    out = {}
+    for entity in entities:
+        if isinstance(entity, Node) and (entity.condition is None or entity.condition.evaluate(context)):
+            values: dict[str, Any] = {}
+            for group in evaluate_parameters(context, entity._Node__parameters):
+                values.update(group)
+            out[entity.node_executable] = values
+    return out
+
+
+def test_every_argument_is_described_and_the_bag_is_required():
+    declared = {e.name: e for e in description().entities if isinstance(e, DeclareLaunchArgument)}
+    for argument in declared.values():
+        assert argument.description and argument.description != 'no description given', argument.name
+    assert declared['bag'].default_value is None
+    with pytest.raises(RuntimeError, match='bag'):
+        started()
+
+
+def test_nothing_can_move_and_everybody_follows_the_clock_of_the_recording():
+    nodes = started(bag='bags/monday', checkpoint='/runs/a', policy='instructvla', rate='0.5')
+    assert set(nodes) == {'replay_node', 'policy_node', 'controller_node', 'viz_node'}
+    assert nodes['controller_node']['dry_run'] is True
+    assert nodes['policy_node']['policy'] == 'instructvla' and nodes['policy_node']['checkpoint'] == '/runs/a'
+    player = nodes.pop('replay_node')
+    assert player['bag'] == 'bags/monday' and player['rate'] == 0.5 and player['use_sim_time'] is False
+    assert all(values['use_sim_time'] is True for values in nodes.values())
+
+
+def test_rviz_on_request():
+    assert 'rviz2' in started(bag='a', rviz='true') and 'viz_node' in started(bag='a', rviz='true', viz='false')
+    assert 'viz_node' not in started(bag='a', viz='false')
