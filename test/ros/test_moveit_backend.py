@@ -175,7 +175,7 @@ def test_names_of_groups_and_errors():
 
 def overrides(**changes) -> list[Parameter]:
     given = {
-        'backend': 'moveit', 'ramp_time': 0.05, 'chunk_lease': 0.0, 'moveit.timeout': 0.5, 'moveit.startup_wait': 20.0,
+        'backend': 'moveit', 'ramp_time': 0.05, 'chunk_lease': 0.0, 'moveit.timeout': 2.0, 'moveit.startup_wait': 20.0,
         **changes,
     }  # fmt: skip
     return [Parameter(k, value=v) for k, v in given.items()]
