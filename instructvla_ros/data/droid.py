@@ -35,6 +35,7 @@ EPOCH_NS = 1_600_000_000_000_000_000
 DEFAULT_CAMERAS = {'third_person': 0, 'wrist': 2}
 _MAX_JSON = 256 * 2**20
 _MAX_PIXELS = 2**25
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,20 @@ def read_episode(file: Path, embodiment: Embodiment, forward: Forward, options: 
             f'cameras are given for {", ".join(cameras)}, the embodiment has the views {", ".join(embodiment.views)}'
         )
     videos = {view: _video(file, number) for view, number in cameras.items()}
-    pictures = {view: list(_decode(path)) for view, path in videos.items()}
-    first = next(iter(pictures))
-    rate = _rate(videos[first])
     raw = 'observation.state.joint_position' in content
     if raw:
         q, logged = _array(content, 'observation.state.joint_position', 7, file), _array(
             content, 'observation.state.cartesian_position', 6, file)  # fmt: skip
         closed = _array(content, 'observation.state.gripper_position', 0, file)
-        state_rate = CONTROL_RATE
     else:
         joints, logged = _array(content, 'joints', 8, file), _array(content, 'states', 7, file)[:, :6]
-        q, closed, state_rate = joints[:, :7], joints[:, 7], rate
+        q, closed = joints[:, :7], joints[:, 7]
     if len(q) < 2 or len({len(q), len(logged), len(closed)}) != 1:
         raise DataError(f'{file}: {len(q)} joint positions, {len(logged)} poses, {len(closed)} gripper positions')
+    pictures = {view: list(_decode(path)) for view, path in videos.items()}
+    first = next(iter(pictures))
+    rate = _rate(videos[first])
+    state_rate = CONTROL_RATE if raw else rate
     shortest = min(map(len, pictures.values()))
     end = min((len(q) - 1) / state_rate, (shortest - 1) / rate)
     times: Array = np.arange(int(end / options.step_period + 1e-6) + 1, dtype=np.float64) * options.step_period
@@ -191,20 +192,18 @@ def _video(file: Path, number: int) -> Path:
 
 
 def _rate(path: Path) -> float:
-    reader = _reader(path)
-    try:
-        rate = float(next(reader)['fps'])
-    finally:
-        reader.close()
+    about, reader = _reader(path)
+    reader.close()
+    rate = float(about['fps'])
     if not 0.5 <= rate <= 240.0:
         raise DataError(f'{path} says it has {rate} frames per second')
     return rate
 
 
 def _decode(path: Path) -> Iterator[Image]:
-    reader = _reader(path)
+    about, reader = _reader(path)
     try:
-        width, height = next(reader)['size']
+        width, height = about['size']
         if width * height > _MAX_PIXELS:
             raise DataError(f'{path} has {width} x {height} pixels')
         count = 0
@@ -217,15 +216,20 @@ def _decode(path: Path) -> Iterator[Image]:
         reader.close()
 
 
-def _reader(path: Path) -> Any:
+def _reader(path: Path) -> tuple[dict[str, Any], Any]:
+    """What ffmpeg says about a video, and the iterator of its pictures."""
     import imageio_ffmpeg
 
-    try:
+    for left in reversed(range(_TRIES)):
         # One picture per stored frame: without it ffmpeg would repeat frames to keep the nominal rate.
-        reader = imageio_ffmpeg.read_frames(str(path), output_params=['-fps_mode', 'passthrough'])
-        return _Guard(reader, path)
-    except (OSError, RuntimeError) as err:
-        raise DataError(f'{path} cannot be read as video: {err}') from None
+        reader = _Guard(imageio_ffmpeg.read_frames(str(path), output_params=['-fps_mode', 'passthrough']), path)
+        try:
+            return next(reader), reader
+        except DataError:
+            reader.close()
+            if not left:  # on a busy machine ffmpeg may need longer than the library waits
+                raise
+    raise DataError(f'{path} cannot be read as video')
 
 
 class _Guard:
@@ -241,7 +245,8 @@ class _Guard:
         try:
             return next(self._reader)
         except (OSError, RuntimeError, ValueError, KeyError) as err:
-            raise DataError(f'{self._path} cannot be read as video: {str(err)[:200]}') from None
+            reason = (str(err).splitlines() or [''])[0][:200]
+            raise DataError(f'{self._path} cannot be read as video: {reason}') from None
 
     def close(self) -> None:
         self._reader.close()
