@@ -192,7 +192,7 @@ def share_files() -> list[tuple[str, list[str]]]:
         'share/ament_index/resource_index/packages': [f'resource/{PACKAGE}'],
         f'lib/{PACKAGE}': executables(),
     }
-    for top in ('config', 'launch', 'requirements', 'urdf', 'msg', 'srv', 'action'):
+    for top in ('config', 'launch', 'models', 'requirements', 'urdf', 'msg', 'srv', 'action'):
         for file in sorted((ROOT / top).rglob('*')):
             if file.is_file() and '__pycache__' not in file.parts:
                 relative = file.relative_to(ROOT)

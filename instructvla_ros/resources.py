@@ -54,6 +54,12 @@ def config_file(name: str) -> Path:
     return file
 
 
+def shipped_models() -> dict[str, Path]:
+    """Checkpoints that come with the package, by name."""
+    folder = share_directory() / 'models'
+    return {p.name: p for p in sorted(folder.glob('*')) if (p / 'config.json').is_file()}
+
+
 def transport_profile() -> Path:
     """Fast DDS profile for camera images, for ``FASTDDS_DEFAULT_PROFILES_FILE``.
 

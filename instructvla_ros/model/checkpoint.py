@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
+from ..resources import shipped_models
 from .config import ModelConfig
 from .instructvla import InstructVLA
 from .prompt import PromptEncoder
@@ -145,7 +146,9 @@ def open_source(
 
 
 def locate(path: str | Path, revision: str = '') -> Path:
-    """Local place of a checkpoint; a hub id is looked up in the local cache and downloaded when possible.
+    """Local place of a checkpoint: a path, the name of one that comes with the package, or a hub id.
+
+    A hub id is looked up in the local cache and downloaded when possible.
 
     Raises:
         CheckpointError: neither a local path nor a reachable repository.
@@ -154,10 +157,14 @@ def locate(path: str | Path, revision: str = '') -> Path:
     if given.exists():
         return given
     text = str(path)
+    shipped = shipped_models()
+    if text in shipped:
+        return shipped[text]
     if text.count('/') != 1 or text.startswith(('.', '~', '/')):
         raise CheckpointError(
             f'no checkpoint at {text}: give a folder written by `instructvla checkpoint convert`, a released run '
-            'directory (config.json, dataset_statistics.json, checkpoints/*.pt), or a hub id owner/name'
+            'directory (config.json, dataset_statistics.json, checkpoints/*.pt), a hub id owner/name, or the name of '
+            f'one that comes with the package ({", ".join(shipped) or "none here"})'
         )
     try:
         from huggingface_hub import snapshot_download

@@ -18,6 +18,7 @@ from ..model.images import dino_scale, siglip_scale
 from ..model.instructvla import Batch
 from ..model.prompt import Encoded, Message, PromptEncoder
 from ..model.statistics import Statistics
+from ..wording import REASON
 from .augment import augment
 from .corpus import Texts, Variant
 from .frames import OBJECTS, FrameStore, in_crop, in_joined
@@ -100,6 +101,8 @@ class Examples:
                 f'{store.place.parent.parent} has no episodes {"held out" if held_out else "to train on"}: '
                 f'{len(keep)} in all, {sum(t.success is False for t in store.texts)} of them failed'
             )
+        starts = self.rows[store.frame[self.rows] == 0]
+        self.first = starts if len(starts) else self.rows
         weights = np.array([self._weight(int(r)) for r in self.rows])
         self.cumulative = np.cumsum(weights / weights.sum())
         self.kinds = np.full((len(store.texts), OBJECTS), -1)
@@ -146,21 +149,23 @@ class Examples:
         return batch, self._labels(rows, chosen)
 
     def general(self, rng: np.random.Generator, count: int) -> Batch:
-        """Dialogues without motion: what words mean (no picture), and captions and questions about one picture."""
+        """Dialogues without motion: captions and questions about one picture, what words mean, and plain commands.
+
+        The last two need no picture and cost little; from plain commands a small model learns to repeat names.
+        """
         encoded, rows = [], []
         for _ in range(count):
-            row = int(self.rows[int(rng.integers(len(self.rows)))])
+            row = int(self.first[int(rng.integers(len(self.first)))])
             texts = self.corpus[self.store.episode[row]]
-            pair = self._asked(texts, rng) if rng.random() < 0.5 else None
-            if pair is None and not self.facts:
-                pair = self._asked(texts, rng)
-            if pair is not None and int(self.store.frame[row]) == 0:
+            pair = self._asked(texts, rng)
+            draw = rng.random()
+            if self.facts and (pair is None or draw < 0.7):
+                said = _command(texts, rng) if draw < 0.45 else None
+                pair = said or self.facts[int(rng.integers(len(self.facts)))]
+                encoded.append(self.prompts.dialog(_turns(*pair), images=0))
+            elif pair is not None:
                 rows.append(row)
                 encoded.append(self.prompts.dialog(_turns(*pair)))
-                continue
-            if not self.facts:
-                continue
-            encoded.append(self.prompts.dialog(_turns(*self.facts[int(rng.integers(len(self.facts)))]), images=0))
         if not encoded:
             raise DataError(f'{self.store.place.parent.parent} has no captions or questions: set general_batch to 0')
         ids, labels = self.prompts.collate(encoded)
@@ -217,6 +222,16 @@ class Examples:
             torch.tensor([v.target for v in chosen]),
             torch.tensor([v.destination for v in chosen]),
         )
+
+
+def _command(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A plain command with its answer, asked as an instruction is; None for episodes without answers."""
+    variant = texts.variants[int(rng.integers(len(texts.variants)))]
+    if not variant.rewritten or len(variant.plain) < 2:
+        return None
+    # The first is the sentence of the episode, which may say more than the answer repeats.
+    command = variant.plain[int(rng.integers(1, len(variant.plain)))]
+    return REASON.format(command), variant.rewritten[0][1]
 
 
 def _turns(question: str, answer: str) -> list[Message]:

@@ -32,6 +32,7 @@ class Grounding(nn.Module):
         self.felt = nn.Linear(width, PATCH_LABELS)
         self.pointer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * CELLS * CELLS))
         self.where = nn.Sequential(nn.Linear(config.language.hidden_size, width), nn.GELU(), nn.Linear(width, 4))
+        self.what = nn.Linear(config.language.hidden_size, 2 * CLASSES)
         for head in (self.seen, self.felt):
             nn.init.constant_(head.bias, RARE)
 
@@ -43,14 +44,23 @@ class Grounding(nn.Module):
         return cells.permute(0, 3, 4, 1, 5, 2, 6).flatten(3, 4).flatten(4, 5)
 
     def forward(self, losses: Losses, labels: Labels) -> dict[str, Tensor]:
-        """Losses by name: 'pointing', 'patches', 'latent'."""
+        """Losses by name: 'pointing', 'patches', 'latent', 'naming'."""
         if losses.latent is None or losses.features is None or losses.image_features is None:
             raise ValueError('grounding needs latent, features and image features')
         return {
             'pointing': self._pointing(losses.features, labels),
             'patches': self._patches(losses, labels),
             'latent': self._latent(losses.latent, labels),
+            'naming': self._naming(losses.latent, labels),
         }
+
+    def _naming(self, latent: Tensor, labels: Labels) -> Tensor:
+        guess = self.what(latent.mean(1)).unflatten(-1, (2, CLASSES))
+        asked = torch.stack((labels.target, labels.destination), dim=1)
+        kinds = labels.kinds.gather(1, asked.clamp(min=0)).masked_fill(asked < 0, -1)
+        if not bool((kinds >= 0).any()):
+            return guess.sum() * 0.0
+        return F.cross_entropy(guess.flatten(0, 1), kinds.flatten(), ignore_index=-1)
 
     def _pointing(self, features: Tensor, labels: Labels) -> Tensor:
         maps = self.maps(features)

@@ -20,7 +20,7 @@ class Objective(nn.Module):
         self.model = model
         self.options = options
         weights = options.grounding
-        self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'latent')}
+        self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'naming', 'latent')}
         self.grounding = Grounding(model.config) if any(self.weights.values()) else None
 
     def forward(self, batch: Batch, labels: Labels, general: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
