@@ -23,7 +23,7 @@ def pytest_of_a_user(folder: Path, *arguments: str) -> subprocess.CompletedProce
     if PLUGIN not in installed.stdout:  # a checkout that was not installed again since the plugin exists
         command += ['-p', PLUGIN]
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=170)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
 
 
 def test_recordings_become_tests(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_option_of_somebody_else_stays_theirs(tmp_path: Path, name: str, plac
     env_path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-p', 'theirs', '-p', PLUGIN, name, 'y']
     env = {**os.environ, 'PYTHONPATH': env_path, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
