@@ -131,7 +131,8 @@ def test_ament_index_and_executables() -> None:
     if where is None:
         pytest.skip('the package is not installed with pip or colcon')
     assert (where / 'share/ament_index/resource_index/packages' / PACKAGE).is_file()
-    for node in ('policy_node', 'reasoning_node', 'controller_node', 'sim_node', 'episode_node', 'viz_node', 'web_node'):
+    names = ('policy', 'reasoning', 'controller', 'sim', 'episode', 'record', 'replay', 'viz', 'web')
+    for node in (*(f'{name}_node' for name in names), 'instructvla'):
         file = where / 'lib' / PACKAGE / node
         assert file.is_file() and os.access(file, os.X_OK), f'{file} is not there or not executable'
 

@@ -137,7 +137,7 @@ def _cases(arguments: argparse.Namespace, suites: Sequence[Suite], setup: Setup)
 
 
 def _list(wanted: Sequence[Case], as_json: bool) -> int:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             'suite': c.suite,
             'variant': c.variant.name,

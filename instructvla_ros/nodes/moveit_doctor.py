@@ -89,7 +89,7 @@ class _Doctor:
 
     def _parameters(self, names: list[str]) -> list[str]:
         prefix = f'/{self.control.moveit.namespace.strip("/")}'.rstrip('/')
-        client = self.node.create_client(GetParameters, f'{prefix}/move_group/get_parameters')
+        client: Any = self.node.create_client(GetParameters, f'{prefix}/move_group/get_parameters')
         try:
             if not client.wait_for_service(timeout_sec=ANSWER):
                 raise MoveItError(f'{client.srv_name} is not there: the node is not called move_group')

@@ -42,7 +42,9 @@ class MoveItLink:
             name, namespace='/instructvla', use_global_arguments=False, start_parameter_services=False,
             enable_rosout=False,
         )  # fmt: skip
-        self._clients = {key: self._node.create_client(kind, f'{prefix}/{key}') for key, kind in SERVICES.items()}
+        self._clients: dict[str, Any] = {
+            key: self._node.create_client(kind, f'{prefix}/{key}') for key, kind in SERVICES.items()
+        }
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name='moveit link', daemon=True)
