@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 from ..model.checkpoint import save
+from . import forgetting
 from .objective import Objective
+from .record import peak_memory, predict, write_facts, write_predictions
+from .report import write_report
 from .settings import Training
 from .setup import Run, prepare
-from .state import Average, Log, load_state, save_state
+from .state import STATE, Average, Log, load_state, save_state
 from .validate import validate
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,8 @@ class Outcome:
 
     Attributes:
         checkpoint: folder of the last weights (averaged when asked for). best: those of the smallest held-out loss.
-        steps: made in all. best_loss: nan without validation. interrupted: the same command goes on.
+        steps: made in all. best_loss: infinite without validation. interrupted: the same command goes on.
+        report: the page about the run, None when this process did not write it.
     """
 
     checkpoint: Path
@@ -40,6 +45,7 @@ class Outcome:
     steps: int
     best_loss: float
     interrupted: bool = False
+    report: Path | None = None
 
 
 def learning_rate(options: Training, step: int) -> float:
@@ -57,13 +63,23 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     Raises:
         ConfigError, DataError, CheckpointError: see :func:`~.setup.prepare`; and another run lies in ``out``.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(mixed_precision=options.precision, cpu=not torch.cuda.is_available())
+    # A batch may leave parts unused: no motion in stage 0, no language-only dialogues in every step.
+    accelerator = Accelerator(
+        mixed_precision=options.precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     torch.manual_seed(options.seed)
-    run = prepare(options, folder, progress and accelerator.is_main_process)
+    with accelerator.main_process_first():  # it makes the caches that the others read
+        run = prepare(options, folder, progress and accelerator.is_main_process)
+    probes: list[forgetting.Probe] = []
+    if accelerator.is_main_process:
+        write_facts(run, folder)
+        probes = forgetting.begin(run, folder, accelerator.device)
     objective = Objective(run.bundle.model, options).train()
     objective.model.checkpoint_activations(options.checkpoint_activations)
     optimizer = torch.optim.AdamW(_groups(objective, options), options.lr, (0.9, options.beta2))
@@ -78,6 +94,8 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
         total=options.steps, initial=first, desc=options.recipe, unit='step', disable=not progress or book is None
     )
     smooth: dict[str, float] = {}
+    samples = options.batch * accelerator.num_processes
+    clock = _Clock()
     try:
         for step in _steps(first, options.steps):
             parts = _step(wrapped, optimizer, accelerator, run, step)
@@ -86,31 +104,68 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
                 smooth[name] = value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
             bar.update()
             done = step + 1
-            if not np.isfinite(parts['total']):
-                raise DataError(
-                    f'the loss is {parts["total"]} in step {done}: lower the learning rate, or look for bad data'
-                )
+            clock.tick()
             if book is not None and (done % 20 == 0 or done == options.steps):
-                book.write(done, 'train', {**smooth, 'lr': learning_rate(options, step)})
+                rate = {'lr': learning_rate(options, step), 'samples_per_s': samples * clock.rate()}
+                book.write(done, 'train', {**smooth, **rate, 'memory_gb': peak_memory()})
                 bar.set_postfix({k: f'{v:.3f}' for k, v in smooth.items() if k != 'total'})
             if run.held_out and book is not None and (done % options.validate_every == 0 or done == options.steps):
-                loss = _validate(objective, run, average, book, done)
-                if loss < best:
-                    best = loss
-                    _save(objective, run, average, folder / BEST)
+                with clock:
+                    loss = _validate(objective, run, average, book, done)
+                    if loss < best:
+                        best = loss
+                        _save(objective, run, average, folder / BEST)
             if book is not None and done % options.save_every == 0:
-                _save_state(folder, objective, optimizer, average, done, best, options)
+                with clock:
+                    _save_state(folder, objective, optimizer, average, done, best, options)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         bar.close()
     done = step if interrupted else options.steps
+    report = None
     if book is not None:
         if first < options.steps:
             _save_state(folder, objective, optimizer, average, done, best, options)
         _save(objective, run, average, folder / CHECKPOINT)
         book.close()
-    return Outcome(folder / CHECKPOINT, folder / BEST, done, best, interrupted)
+        if not interrupted:
+            _describe(objective, run, average, probes, folder)
+        report = write_report(folder)
+    return Outcome(folder / CHECKPOINT, folder / BEST, done, best, interrupted, report)
+
+
+class _Clock:
+    """Steps per second since the last question, without what is done inside ``with``."""
+
+    def __init__(self) -> None:
+        self.begin, self.steps, self.paused, self.since = time.monotonic(), 0, 0.0, 0.0
+
+    def tick(self) -> None:
+        self.steps += 1
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.paused += time.monotonic() - self.since
+
+    def rate(self) -> float:
+        now = time.monotonic()
+        found = self.steps / max(now - self.begin - self.paused, 1e-9)
+        self.begin, self.steps, self.paused = now, 0, 0.0
+        return found
+
+
+def _describe(objective: Objective, run: Run, average: Average, probes: list[forgetting.Probe], folder: Path) -> None:
+    """What the report shows of the weights that were saved."""
+    average.swap(objective)
+    try:
+        write_predictions(predict(objective, run), folder)
+        forgetting.end(run, folder, probes)
+    finally:
+        average.swap(objective)
+        objective.train()
 
 
 def _steps(first: int, last: int) -> Iterator[int]:
@@ -130,14 +185,22 @@ def _step(wrapped: Any, optimizer: Any, accelerator: Any, run: Run, step: int) -
     for k in range(parts):
         examples = run.pick(rng)
         batch, labels = examples.draw(rng, max(1, options.batch // parts))
-        general = examples.general(rng, options.general_batch) if options.general_batch and k == 0 else None
+        general = run.talk(examples, rng) if k == 0 else None
         device = accelerator.device
         total, values = wrapped(batch.to(device), labels.to(device), None if general is None else general.to(device))
         accelerator.backward(total / parts)
         for name, value in {'total': total.detach(), **values}.items():
             sums[name] = sums.get(name, 0.0) + float(value) / parts
+    norm = None
     if options.clip:
-        accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], options.clip)
+        norm = accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], options.clip)
+    # Before the weights change: what is saved later must never come from a step like this.
+    for name, value in (('loss', sums['total']), ('gradient', 0.0 if norm is None else float(norm))):
+        if not math.isfinite(value):
+            raise DataError(
+                f'the {name} is {value} in step {step + 1}: lower the learning rate, or look for bad data. What was '
+                'saved before is good, and the same command goes on from there'
+            )
     optimizer.step()
     return sums
 
@@ -198,6 +261,10 @@ def _save_state(
 def _restore(
     state: dict[str, Any], objective: Objective, optimizer: Any, average: Average, options: Training, folder: Path
 ) -> tuple[int, float]:
+    if any(k not in state for k in ('step', 'best', 'recipe', 'weights', 'average', 'average_steps', 'optimizer')):
+        raise CheckpointError(
+            f'{folder} holds a state without weights, optimiser or step; remove {STATE} to start over'
+        )
     own = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     saved = state['weights']
     if state['recipe'] != options.recipe or own.keys() != saved.keys():

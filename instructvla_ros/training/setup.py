@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..model.checkpoint import Bundle, create, load
+from ..model.checkpoint import Bundle, create, load, read_json
 from ..model.config import ModelConfig, preset
+from ..model.instructvla import Batch
 from ..model.statistics import Statistics, read_statistics
 from ..model.tokenizer import train_tokenizer
 from ..model.trainable import set_trainable, to_stage2
 from ..sim.phrasebook import knowledge
 from ..wording import ACTION, PRIMITIVE, REASON
+from .checks import check_statistics, check_store
 from .corpus import Texts, every_sentence, read_corpus
 from .examples import Examples
 from .frames import FrameStore, open_frames
+from .general import General
 from .normalise import statistics_of
 from .settings import Training
 
 log = logging.getLogger(__name__)
 DATASET = 'train'
+FROM_DATA = 'data'
 
 
 @dataclass
@@ -45,6 +49,16 @@ class Run:
     shares: np.ndarray
     trainable: list[str]
     statistics: Statistics | None
+    general: General | None = None
+
+    def talk(self, examples: Examples, rng: np.random.Generator) -> Batch | None:
+        """Dialogues without motion for one step: of the conversations or of the scenes."""
+        count = self.options.general_batch
+        if not count:
+            return None
+        if self.general is not None and rng.random() < self.options.general_share:
+            return self.general.draw(rng, count)
+        return examples.general(rng, count)
 
     def pick(self, rng: np.random.Generator) -> Examples:
         """A dataset by its share."""
@@ -65,28 +79,47 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
         bundle = to_stage2(bundle, config.adapters.gate_depth, config.adapters.gate_size, options.seed)
         config = bundle.config
     stores = [open_frames(path, config, progress) for path in options.datasets]
+    tested = [open_frames(path, config, progress) for path in options.validation]
+    for store in stores:
+        check_store(store, options.fewest)
+    for store in tested:
+        check_store(store, 1)
     corpora = [read_corpus(store, progress) for store in stores]
     if bundle is None:
         bundle = _new(options, config, stores, corpora, out)
     statistics = _statistics(options, bundle, stores)
     trainable = set_trainable(bundle.model, options.recipe)
     facts = knowledge() if any(t.info.get('objects') for s in stores for t in s.texts) else []
+    size = config.dino.image_size
 
-    def examples(k: int, held_out: bool) -> Examples:
-        size = config.dino.image_size
-        return Examples(stores[k], corpora[k], bundle.prompts, statistics, options, size, held_out, facts)
+    def examples(store: FrameStore, corpus: list[Texts], held_out: bool, share: float) -> Examples:
+        given = replace(options, held_out=share)
+        return Examples(store, corpus, bundle.prompts, statistics, given, size, held_out, facts)
 
-    train = [examples(k, False) for k in range(len(stores))]
-    held_out = []
-    for k in range(len(stores)):
-        try:
-            held_out.append(examples(k, True))
-        except DataError:
-            log.info('%s has no held-out episodes', options.datasets[k])
-    shares = np.array(options.shares or [len(e.rows) for e in train], float)
-    if len(shares) != len(train) or shares.sum() <= 0:
+    shares = [0.0 if tested else _held_out(options, s) for s in stores]
+    train = [examples(s, c, False, h) for s, c, h in zip(stores, corpora, shares, strict=True)]
+    held_out = [examples(s, read_corpus(s, progress), True, 1.0) for s in tested]
+    for k, share in enumerate(shares):
+        if share:
+            try:
+                held_out.append(examples(stores[k], corpora[k], True, share))
+            except DataError:  # all of them failed
+                log.info('%s has no held-out episodes', options.datasets[k])
+    general = General.open(options, bundle) if options.general else None
+    weights = np.array(options.shares or [len(e.rows) for e in train], float)
+    if len(weights) != len(train) or weights.sum() <= 0:
         raise ConfigError(f'shares {options.shares}: give one positive number for each of the {len(train)} datasets')
-    return Run(options, bundle, train, held_out, shares / shares.sum(), trainable, statistics)
+    return Run(options, bundle, train, held_out, weights / weights.sum(), trainable, statistics, general)
+
+
+def _held_out(options: Training, store: FrameStore) -> float:
+    """Share of a dataset for validation; of a handful of episodes at least one."""
+    share = options.held_out
+    good = [t.id for t in store.texts if t.success is not False]
+    if not share or len(good) <= options.fewest:
+        return share
+    places = sorted(int(hashlib.sha256(i.encode()).hexdigest()[:8], 16) / 16**8 for i in good)
+    return share if places[0] < share else (places[0] + places[1]) / 2
 
 
 def _new(
@@ -106,12 +139,17 @@ def _new(
 
 def _statistics(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> Statistics | None:
     """Of the options, the checkpoint, or the data, in this order; the checkpoint is given the result."""
-    if options.statistics:
-        content: dict[str, Any] = json.loads(Path(options.statistics).read_text(encoding='utf-8'))
-        bundle.statistics = content
-    elif not bundle.statistics and any(s.has_actions for s in stores):
-        bundle.statistics = statistics_of(stores, DATASET)
+    moving = any(s.has_actions for s in stores)
+    origin = 'statistics of the checkpoint'
+    if options.statistics and options.statistics != FROM_DATA:
+        content: dict[str, Any] = read_json(Path(options.statistics))
+        bundle.statistics, origin = content, f'statistics in {options.statistics}'
+    elif moving and (options.statistics == FROM_DATA or not bundle.statistics):
+        bundle.statistics, origin = statistics_of(stores, DATASET), 'statistics of the data'
     if not bundle.statistics:
         return None
     names = list(bundle.statistics)
-    return read_statistics(bundle.statistics, names[0], proprio=bundle.config.proprio)
+    found = read_statistics(bundle.statistics, names[0], proprio=bundle.config.proprio)
+    if moving:
+        check_statistics(stores, found, options.clipped, origin)
+    return found

@@ -75,6 +75,19 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f'{file} is damaged ({err}); remove it to start over from the beginning') from None
 
 
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Entries of ``log.jsonl``; a line cut off by a full disk or a killed process is left out."""
+    out = []
+    for line in file.read_text(encoding='utf-8').splitlines() if file.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and 'step' in entry and 'kind' in entry:
+            out.append(entry)
+    return out
+
+
 class Log:
     """Numbers of a run: one JSON line per entry, and TensorBoard when it is installed."""
 
@@ -92,15 +105,18 @@ class Log:
     def _cut(self, step: int) -> None:
         """Drop entries of steps that will be made again."""
         if self.file.is_file():
-            lines = [x for x in self.file.read_text(encoding='utf-8').splitlines() if json.loads(x)['step'] <= step]
-            self.file.write_text(''.join(f'{x}\n' for x in lines), encoding='utf-8')
+            kept = [e for e in read_log(self.file) if e['step'] <= step]
+            self.file.write_text(''.join(f'{json.dumps(e)}\n' for e in kept), encoding='utf-8')
 
     def write(self, step: int, kind: str, values: Mapping[str, float | Tensor]) -> None:
         """One entry; ``kind`` is 'train' or 'validation'."""
         numbers = {k: round(float(v), 6) for k, v in values.items()}
         entry = {'step': step, 'kind': kind, 'seconds': round(time.monotonic() - self.started, 2), **numbers}
-        with open(self.file, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(entry) + '\n')
+        try:
+            with open(self.file, 'a', encoding='utf-8') as file:
+                file.write(json.dumps(entry) + '\n')
+        except OSError as err:
+            raise DataError(f'cannot write {self.file}: {err.strerror}; the last saved state is still good') from None
         if self.board is not None:
             for name, value in numbers.items():
                 self.board.add_scalar(f'{kind}/{name}', value, step)
