@@ -176,6 +176,7 @@ def executables() -> list[str]:
     template = (ROOT / 'resource' / 'executable.in').read_text()
     modules = {f.stem: f'{PACKAGE}.nodes.{f.stem}' for f in sorted((ROOT / PACKAGE / 'nodes').glob('*_node.py'))}
     modules['instructvla'] = f'{PACKAGE}.cli'
+    modules['train'] = f'{PACKAGE}.commands.train'
     folder = ROOT / 'build' / 'executables'
     folder.mkdir(parents=True, exist_ok=True)
     for name, module in modules.items():

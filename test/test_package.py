@@ -132,7 +132,7 @@ def test_ament_index_and_executables() -> None:
         pytest.skip('the package is not installed with pip or colcon')
     assert (where / 'share/ament_index/resource_index/packages' / PACKAGE).is_file()
     names = ('policy', 'reasoning', 'controller', 'sim', 'episode', 'record', 'replay', 'viz', 'web')
-    for node in (*(f'{name}_node' for name in names), 'instructvla'):
+    for node in (*(f'{name}_node' for name in names), 'instructvla', 'train'):
         file = where / 'lib' / PACKAGE / node
         assert file.is_file() and os.access(file, os.X_OK), f'{file} is not there or not executable'
 

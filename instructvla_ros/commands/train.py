@@ -1,9 +1,12 @@
-"""``instructvla train``: stage 1, stage 2, or fine-tuning on site."""
+"""``instructvla train``: stage 1, stage 2, or fine-tuning on site; a page about the run; weights to a running graph."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +19,8 @@ ORDER = 32
 HELP = 'fine-tune a checkpoint, or train one, on episodes'
 EXAMPLES = (
     'instructvla train onsite --init models/franka --data datasets/monday --out runs/monday',
+    'instructvla train onsite --init models/franka --data datasets/monday --out runs/monday --deploy',
+    'instructvla train onsite --out runs/monday --report-only   # the page again, also while the run goes on',
     'instructvla train stage1 --data datasets/a datasets/b --out runs/stage1 --set lr=0.0001 batch=64',
     'instructvla train stage2 --init runs/stage1/best --data datasets/a --out runs/stage2 --dry-run',
     'accelerate launch -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1   # several GPUs',
@@ -32,28 +37,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', required=True, metavar='DIR', help='of the run; the same command goes on where it stopped')
     add('--set', nargs='+', default=[], metavar='KEY=VALUE', help='other options, for example steps=500 lr=0.0001')
     add('--dry-run', action='store_true', help='say what would be trained and the memory it needs, and stop')
+    add('--report-only', action='store_true', help='write report.html of the run in --out and stop')
+    add(
+        '--deploy',
+        nargs='?',
+        const='load_checkpoint',
+        default='',
+        metavar='SERVICE',
+        help='afterwards give the checkpoint to the policy node that runs (default: load_checkpoint)',
+    )
     add('--json', action='store_true', help='result as JSON')
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 when interrupted."""
+    if args.report_only:
+        return _report(args)
     options = read_options(args.run, args.data, args.init, args.set)
     if args.dry_run:
         from ..training.plan import plan
 
         found = plan(options)
-        print(json.dumps(asdict(found), indent=1) if args.json else found.text())
+        print(json.dumps({**asdict(found), 'total_gb': found.total_gb}, indent=1) if args.json else found.text())
         return 0
+    if args.deploy:  # not after an hour of training
+        from .. import graph_session
+
+        graph_session.require_ros()
     from ..training.loop import train
 
     result = train(options, args.out, progress=not args.json)
+    if result.report is None:  # one of several processes, and not the one that speaks
+        return 130 if result.interrupted else 0
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(result).items()}
+    if not result.best.is_dir():
+        told['best'], told['best_loss'] = None, None
+    if not args.json:
+        if result.interrupted:
+            print(f'interrupted after {result.steps} steps; the same command goes on')
+        else:
+            print(f'{result.steps} steps')
+        print(f'checkpoint: {result.checkpoint}')
+        if result.best.is_dir():
+            print(f'best:       {result.best} (held-out loss {result.best_loss:.4f})')
+        print(f'report:     {link(result.report)}')
+    if args.deploy and not result.interrupted:
+        from ..nodes.deploying import deploy
+
+        told['deployed'] = deploy(result.checkpoint, args.deploy)
+        if not args.json:
+            print(f'deployed:   {told["deployed"]}')
     if args.json:
-        print(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in asdict(result).items()}))
-    elif result.interrupted:
-        print(f'interrupted after {result.steps} steps; the same command goes on')
-    else:
-        print(f'{result.steps} steps; checkpoint {result.checkpoint}, best {result.best}')
+        print(json.dumps(told))
     return 130 if result.interrupted else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb alone, for ``ros2 run instructvla_ros train``; what follows --ros-args is not for it."""
+    from ..cli import main as command_line
+
+    given = list(sys.argv[1:] if argv is None else argv)
+    if '--ros-args' in given:
+        given = given[: given.index('--ros-args')]
+    return command_line(['train', *given])
+
+
+def link(file: Path) -> str:
+    """Path of a file; on a terminal one that can be clicked (OSC 8)."""
+    uri = file.resolve().as_uri()
+    if not sys.stdout.isatty() or os.environ.get('TERM') == 'dumb':
+        return str(file)
+    return f'\033]8;;{uri}\033\\{file}\033]8;;\033\\'
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ..training.report import write_report
+
+    page = write_report(args.out)
+    print(json.dumps({'report': str(page)}) if args.json else f'report: {link(page)}')
+    return 0
 
 
 def read_options(name: str, data: list[str], init: str, changes: list[str]) -> Training:

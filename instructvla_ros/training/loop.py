@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ..errors import CheckpointError, DataError
 from ..model.checkpoint import save
 from . import forgetting
 from .objective import Objective
+from .pacing import Clock, Stop
 from .record import peak_memory, predict, write_facts, write_predictions
 from .report import write_report
 from .settings import Training
@@ -76,34 +75,36 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     torch.manual_seed(options.seed)
     with accelerator.main_process_first():  # it makes the caches that the others read
         run = prepare(options, folder, progress and accelerator.is_main_process)
+    objective = Objective(run.bundle.model, options).train()
+    objective.model.checkpoint_activations(options.checkpoint_activations)
+    state = load_state(folder)
+    if state:
+        _check(state, objective, options, folder)
     probes: list[forgetting.Probe] = []
     if accelerator.is_main_process:
         write_facts(run, folder)
         probes = forgetting.begin(run, folder, accelerator.device)
-    objective = Objective(run.bundle.model, options).train()
-    objective.model.checkpoint_activations(options.checkpoint_activations)
     optimizer = torch.optim.AdamW(_groups(objective, options), options.lr, (0.9, options.beta2))
     average = Average(objective, options.ema)
-    state = load_state(folder)
-    first, best = _restore(state, objective, optimizer, average, options, folder) if state else (0, math.inf)
+    first, best = _restore(state, objective, optimizer, average) if state else (0, math.inf)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average.values = {k: v.to(accelerator.device) for k, v in average.values.items()}
     book = Log(folder, first) if accelerator.is_main_process else None
-    step, interrupted = first, False
+    done = first
     bar = tqdm(
         total=options.steps, initial=first, desc=options.recipe, unit='step', disable=not progress or book is None
     )
     smooth: dict[str, float] = {}
     samples = options.batch * accelerator.num_processes
-    clock = _Clock()
-    try:
-        for step in _steps(first, options.steps):
+    clock, stop = Clock(), Stop()
+    with bar, stop:
+        for step in range(first, options.steps):
             parts = _step(wrapped, optimizer, accelerator, run, step)
             average.update(objective)
+            done = step + 1
             for name, value in parts.items():
                 smooth[name] = value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
             bar.update()
-            done = step + 1
             clock.tick()
             if book is not None and (done % 20 == 0 or done == options.steps):
                 rate = {'lr': learning_rate(options, step), 'samples_per_s': samples * clock.rate()}
@@ -118,11 +119,10 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
             if book is not None and done % options.save_every == 0:
                 with clock:
                     _save_state(folder, objective, optimizer, average, done, best, options)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        bar.close()
-    done = step if interrupted else options.steps
+            if _agreed(accelerator, stop.asked):
+                stop.asked = True
+                break
+    interrupted = stop.asked and done < options.steps
     report = None
     if book is not None:
         if first < options.steps:
@@ -133,28 +133,6 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
             _describe(objective, run, average, probes, folder)
         report = write_report(folder)
     return Outcome(folder / CHECKPOINT, folder / BEST, done, best, interrupted, report)
-
-
-class _Clock:
-    """Steps per second since the last question, without what is done inside ``with``."""
-
-    def __init__(self) -> None:
-        self.begin, self.steps, self.paused, self.since = time.monotonic(), 0, 0.0, 0.0
-
-    def tick(self) -> None:
-        self.steps += 1
-
-    def __enter__(self) -> None:
-        self.since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.paused += time.monotonic() - self.since
-
-    def rate(self) -> float:
-        now = time.monotonic()
-        found = self.steps / max(now - self.begin - self.paused, 1e-9)
-        self.begin, self.steps, self.paused = now, 0, 0.0
-        return found
 
 
 def _describe(objective: Objective, run: Run, average: Average, probes: list[forgetting.Probe], folder: Path) -> None:
@@ -168,8 +146,11 @@ def _describe(objective: Objective, run: Run, average: Average, probes: list[for
         objective.train()
 
 
-def _steps(first: int, last: int) -> Iterator[int]:
-    yield from range(first, last)
+def _agreed(accelerator: Any, asked: bool) -> bool:
+    """Whether any process was asked to stop: all have to stop after the same step."""
+    if accelerator.num_processes == 1:
+        return asked
+    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device)).item())
 
 
 def _step(wrapped: Any, optimizer: Any, accelerator: Any, run: Run, step: int) -> dict[str, float]:
@@ -258,20 +239,22 @@ def _save_state(
     save_state(folder, content)
 
 
-def _restore(
-    state: dict[str, Any], objective: Objective, optimizer: Any, average: Average, options: Training, folder: Path
-) -> tuple[int, float]:
+def _check(state: dict[str, Any], objective: Objective, options: Training, folder: Path) -> None:
+    """Refuse a state that is not of this run."""
     if any(k not in state for k in ('step', 'best', 'recipe', 'weights', 'average', 'average_steps', 'optimizer')):
         raise CheckpointError(
             f'{folder} holds a state without weights, optimiser or step; remove {STATE} to start over'
         )
-    own = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-    saved = state['weights']
-    if state['recipe'] != options.recipe or own.keys() != saved.keys():
+    own = {n: tuple(p.shape) for n, p in objective.named_parameters() if p.requires_grad}
+    if state['recipe'] != options.recipe or own != {n: tuple(p.shape) for n, p in state['weights'].items()}:
         raise DataError(f'{folder} holds a run of {state["recipe"]} with other weights; choose another folder')
+
+
+def _restore(state: dict[str, Any], objective: Objective, optimizer: Any, average: Average) -> tuple[int, float]:
+    own = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(state['weights'][name])
     average.values = dict(state['average'])
     average.steps = int(state['average_steps'])
     optimizer.load_state_dict(state['optimizer'])
