@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 
@@ -13,7 +14,8 @@ BLOCK = 1 << 22
 LARGEST = 1 << 28  # bytes of one record; more is a broken file, not a record
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True)
+class Record:
     """A record found by a scan.
 
     Attributes:
