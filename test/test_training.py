@@ -11,8 +11,10 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+from training_doubles import SMALL, dataset, options  # noqa: E402
+
 from instructvla_ros.config import replace as change  # noqa: E402
-from instructvla_ros.data.episodes import Dataset, Episode, Frames, Meta, Writer  # noqa: E402
+from instructvla_ros.data.episodes import Dataset  # noqa: E402
 from instructvla_ros.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 from instructvla_ros.model.checkpoint import load  # noqa: E402
 from instructvla_ros.model.config import preset  # noqa: E402
@@ -25,71 +27,12 @@ from instructvla_ros.training.loop import learning_rate, train  # noqa: E402
 from instructvla_ros.training.settings import GroundingWeights, Mixture, Training  # noqa: E402
 from instructvla_ros.training.state import load_state  # noqa: E402
 
-META = Meta('made', 'fr3', 0.1, {'third_person': (80, 60), 'wrist': (80, 60)})
-SMALL = """
-name: small
-queries: 4
-horizon: 4
-views: 2
-proprio: true
-reasons: true
-vision: {hidden_size: 32, intermediate_size: 48, layers: 1, heads: 2, image_size: 64, patch_size: 16, stem: conv}
-language: {vocab_size: 420, hidden_size: 32, intermediate_size: 48, layers: 1, heads: 2, kv_heads: 1}
-adapters: {count: 1, rank: 4, alpha: 8.0, gate_depth: 2, gate_size: 8, gate_dropout: 0.0, dropout: 0.1}
-dino: {width: 32, depth: 1, heads: 2, image_size: 64, patch_size: 16, stem: conv, tap_block: 0}
-expert: {hidden_size: 32, intermediate_size: 48, layers: 1, heads: 2, mask: block, dropout: 0.1}
-"""
-
-
-def dataset(folder: Path, episodes: int = 12, frames: int = 6) -> Path:
-    rng = np.random.default_rng(0)
-    with Writer(folder, META) as writer:
-        for k in range(episodes):
-            pictures = {v: Frames.encode(rng.integers(0, 255, (frames, 60, 80, 3), np.uint8)) for v in META.views}
-            proprio = rng.normal(size=(frames, 8))
-            actions = np.concatenate([rng.normal(0, 0.01, (frames, 6)), rng.integers(0, 2, (frames, 1))], axis=1)
-            zeros = np.zeros((frames, 7))
-            texts = {
-                'alt_instruction': {
-                    'Caption': 'a red cube',
-                    'QA': [{'question': 'what is red?', 'answer': 'the cube'}],
-                    'CR': [{'question': 'lift the red block', 'answer': 'I will pick up the red cube.'}],
-                    'CC': [],
-                }
-            }
-            stamps = np.arange(frames) * 100_000_000
-            writer.add(
-                Episode(
-                    f'e{k}', 'pick up the red cube', 0.1, stamps, proprio, zeros, zeros, actions, pictures, texts, True
-                )
-            )
-    return folder
-
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp('training')
     (folder / 'small.yaml').write_text(SMALL)
     return dataset(folder / 'data'), str(folder / 'small.yaml')
-
-
-def options(made: tuple[Path, str], **changes: object) -> Training:
-    base = Training(
-        recipe='stage1',
-        model=made[1],
-        datasets=(str(made[0]),),
-        steps=4,
-        batch=4,
-        general_batch=0,
-        lr=1e-3,
-        ema=0.9,
-        held_out=0.2,
-        validate_every=4,
-        validation_frames=8,
-        save_every=2,
-        seed=3,
-    )
-    return replace(base, **changes)
 
 
 def test_points_follow_the_pictures():

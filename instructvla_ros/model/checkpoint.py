@@ -216,6 +216,7 @@ def write(
     Raises:
         CheckpointError: ``folder`` exists and may not be replaced, or the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(folder).expanduser()
@@ -242,7 +243,7 @@ def write(
             shutil.rmtree(old)
         else:
             work.rename(target)
-    except OSError as err:
+    except (OSError, SafetensorError) as err:  # the second is what a full disk looks like from Rust
         raise CheckpointError(f'cannot write {target}: {err}') from err
     finally:
         shutil.rmtree(work, ignore_errors=True)

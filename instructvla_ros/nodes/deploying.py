@@ -40,7 +40,7 @@ def deploy(checkpoint: str | Path, service: str = SERVICE, wait: float = 5.0, lo
 
 
 def _ask(node: Node, path: str, service: str, wait: float, loading: float) -> str:
-    client = node.create_client(LoadCheckpoint, service)
+    client: Any = node.create_client(LoadCheckpoint, service)
     by_hand = f'ros2 service call {client.srv_name} instructvla_ros/srv/LoadCheckpoint "{{path: \'{path}\'}}"'
     if not client.wait_for_service(timeout_sec=wait):
         raise SetupError(
