@@ -53,8 +53,9 @@ class Losses:
 
     Attributes:
         flow: 0 for language-only batches. ce: cross entropy.
-        latent: (B, queries, d). features: (B, patches * views, width) of DINO. image_features: (n, patches, width)
-            of the SigLIP tower. velocity: (B, H, 7), or (B * R, H, 7). None where a batch has no such part.
+        latent: (B, queries, d). features: (B, patches * views, width) of DINO.
+        image_features: (n, patches, width) of the SigLIP tower. image_tokens: (n, tokens, d) as the decoder reads them.
+        velocity: (B, H, 7), or (B * R, H, 7). Each is None where a batch has no such part.
     """
 
     flow: Tensor
@@ -63,6 +64,7 @@ class Losses:
     features: Tensor | None = None
     image_features: Tensor | None = None
     velocity: Tensor | None = None
+    image_tokens: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -130,13 +132,13 @@ class InstructVLA(nn.Module):
         hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images))
         ce = self.vlm.cross_entropy(hidden, batch.labels)
         if batch.views is None and batch.actions is None:
-            return Losses(ce.new_zeros(()), ce, image_features=seen)
+            return Losses(ce.new_zeros(()), ce, image_features=seen, image_tokens=images)
         if batch.views is None or (batch.actions is not None and (batch.noise is None or batch.t is None)):
             raise ObservationError('an action batch needs views, noise and t')
         latent = self.vlm.latent(hidden, self.vlm.query_rows(batch.ids))
         features = self.expert.features(latent, batch.views)
         if batch.actions is None or batch.noise is None or batch.t is None:
-            return Losses(ce.new_zeros(()), ce, latent, features, seen)
+            return Losses(ce.new_zeros(()), ce, latent, features, seen, image_tokens=images)
         prefix = self.expert.join(features, latent, batch.proprio)
         noise, t, actions, valid = batch.noise, batch.t, batch.actions, batch.valid if mask_padding else None
         if noise.dim() == 4:
@@ -149,7 +151,7 @@ class InstructVLA(nn.Module):
             velocity = self.expert.velocity_of_draws(prefix, noisy, t).flatten(0, 1)
         else:
             velocity = self.expert.velocity(prefix, interpolate(noise, actions, t), t, mask)
-        return Losses(flow_loss(velocity, noise, actions, valid), ce, latent, features, seen, velocity)
+        return Losses(flow_loss(velocity, noise, actions, valid), ce, latent, features, seen, velocity, images)
 
     # -- inference, plain: every call recomputes everything; the definition the fast path is tested against -------
 

@@ -143,7 +143,7 @@ class Examples:
             ids=torch.from_numpy(ids),
             labels=torch.from_numpy(labels),
             pixels=torch.from_numpy(siglip_scale(joined)),
-            views=torch.from_numpy(dino_scale(views)),
+            views=torch.from_numpy(dino_scale(views)) if options.acts else None,
             **self._motion(rows, rng),
         )
         return batch, self._labels(rows, chosen)
@@ -192,7 +192,7 @@ class Examples:
 
     def _motion(self, rows: Array, rng: np.random.Generator) -> dict[str, Tensor | None]:
         store, options = self.store, self.options
-        if options.retell or self.statistics is None or not store.has_actions:
+        if options.retell or not options.acts or self.statistics is None or not store.has_actions:
             return {}
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         actions = self.statistics.normalize(store.actions[rows]).astype(np.float32)

@@ -6,27 +6,39 @@ thousand scenes does not, and the flow loss alone teaches it to go to some objec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model.config import ModelConfig
 from ..model.instructvla import Losses
-from .examples import CLASSES, SIZES, Labels
+from ..model.prompt import PromptEncoder
+from .examples import CLASSES, COLORS, SHAPES, SIZES, Labels
 
 CELLS = 2
 """Pointing is this many times finer than the patches, along each side."""
 RARE = -6.0
 """First logit of a patch label: about one in four hundred is true."""
+WORDS = (*COLORS, *SHAPES, 'drawer', *SIZES)
 PATCH_LABELS = CLASSES + len(SIZES)
 
 
 class Grounding(nn.Module):
-    """Heads on the SigLIP patches, the DINO patches and the latent."""
+    """Heads on the SigLIP patches, the DINO patches and the latent.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        words: token ids of :data:`WORDS`, for the loss 'words'; empty without it.
+    """
+
+    words: Tensor
+
+    def __init__(self, config: ModelConfig, words: Sequence[int] = ()) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer('words', torch.tensor(list(words), dtype=torch.long), persistent=False)
+        self.sharpness = nn.Parameter(torch.tensor([8.0, -4.0]))
         width = config.dino.width
         self.seen = nn.Linear(config.vision.hidden_size, PATCH_LABELS)
         self.felt = nn.Linear(width, PATCH_LABELS)
@@ -43,16 +55,32 @@ class Grounding(nn.Module):
         # (B, row, column, V, 2, sub-row, sub-column) -> (B, V, 2, row, sub-row, column, sub-column)
         return cells.permute(0, 3, 4, 1, 5, 2, 6).flatten(3, 4).flatten(4, 5)
 
-    def forward(self, losses: Losses, labels: Labels) -> dict[str, Tensor]:
-        """Losses by name: 'pointing', 'patches', 'latent', 'naming'."""
-        if losses.latent is None or losses.features is None or losses.image_features is None:
-            raise ValueError('grounding needs latent, features and image features')
-        return {
-            'pointing': self._pointing(losses.features, labels),
-            'patches': self._patches(losses, labels),
-            'latent': self._latent(losses.latent, labels),
-            'naming': self._naming(losses.latent, labels),
-        }
+    def forward(self, losses: Losses, labels: Labels, embeddings: Tensor) -> dict[str, Tensor]:
+        """Losses by name: 'pointing', 'patches', 'words', 'latent', 'naming', as far as the batch has the parts.
+
+        Args:
+            embeddings: (vocabulary, d) of the decoder.
+        """
+        if losses.image_features is None:
+            raise ValueError('grounding needs the features of the pictures')
+        out = {'patches': self._patches(losses, labels)}
+        if len(self.words) and losses.image_tokens is not None:
+            out['words'] = self._words(losses.image_tokens, labels, embeddings)
+        if losses.latent is not None and losses.features is not None:
+            out['pointing'] = self._pointing(losses.features, labels)
+            out['latent'] = self._latent(losses.latent, labels)
+            out['naming'] = self._naming(losses.latent, labels)
+        return out
+
+    def _words(self, tokens: Tensor, labels: Labels, embeddings: Tensor) -> Tensor:
+        """Image tokens as if they were words: what the decoder has learned from text then works on pictures too."""
+        cells, views = self.config.vision.grid // 2, self.config.views
+        kinds, sizes = (x.repeat(1, views) for x in (labels.kinds, labels.sizes))
+        wanted = patch_labels(labels.joined.flatten(1, 2), kinds, sizes, cells)
+        spoken = wanted @ _spelling(wanted.device)
+        table = F.normalize(embeddings.detach()[self.words].float(), dim=-1)
+        logits = self.sharpness[0] * (F.normalize(tokens.float(), dim=-1) @ table.T) + self.sharpness[1]
+        return _many_zeros(logits, spoken.clamp(max=1.0))
 
     def _naming(self, latent: Tensor, labels: Labels) -> Tensor:
         guess = self.what(latent.mean(1)).unflatten(-1, (2, CLASSES))
@@ -70,12 +98,14 @@ class Grounding(nn.Module):
         return (entropy * known).sum() / known.sum().clamp(min=1.0)
 
     def _patches(self, losses: Losses, labels: Labels) -> Tensor:
-        assert losses.features is not None and losses.image_features is not None
+        assert losses.image_features is not None
         grid, views = self.config.vision.grid, self.config.views
         flat = labels.joined.flatten(1, 2)
         kinds, sizes = (x.repeat(1, views) for x in (labels.kinds, labels.sizes))
         seen = patch_labels(flat, kinds, sizes, grid)
         total = _many_zeros(self.seen(losses.image_features), seen)
+        if losses.features is None:
+            return total
         grid = self.config.dino.image_size // self.config.dino.patch_size
         felt = self.felt(losses.features).unflatten(1, (grid * grid, views))
         for v in range(views):
@@ -90,6 +120,24 @@ class Grounding(nn.Module):
         known = ~places.isnan().any(-1)
         error = F.smooth_l1_loss(guess, places.nan_to_num(), reduction='none', beta=0.05).sum(-1)
         return (error * known).sum() / known.sum().clamp(min=1.0)
+
+
+def _spelling(device: torch.device) -> Tensor:
+    """(patch labels, words) 0 or 1: which words name a label."""
+    table = torch.zeros(PATCH_LABELS, len(WORDS), device=device)
+    for shape, noun in enumerate(SHAPES):
+        for color, name in enumerate(COLORS):
+            table[shape * len(COLORS) + color, [WORDS.index(name), WORDS.index(noun)]] = 1.0
+    table[CLASSES - 1, WORDS.index('drawer')] = 1.0
+    for k, name in enumerate(SIZES):
+        table[CLASSES + k, WORDS.index(name)] = 1.0
+    return table
+
+
+def word_ids(prompts: PromptEncoder) -> list[int]:
+    """Token of each of :data:`WORDS` inside a sentence; empty when the tokenizer splits one of them."""
+    ids = [prompts.encode(f' {word}') for word in WORDS]
+    return [i[0] for i in ids] if all(len(i) == 1 for i in ids) else []
 
 
 def pick(points: Tensor, which: Tensor) -> Tensor:

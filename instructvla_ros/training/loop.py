@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..errors import CheckpointError, DataError
 from ..model.checkpoint import save
 from . import forgetting
+from .grounding import word_ids
 from .objective import Objective
 from .pacing import Clock, Stop
 from .record import peak_memory, predict, write_facts, write_predictions
@@ -75,7 +76,7 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     torch.manual_seed(options.seed)
     with accelerator.main_process_first():  # it makes the caches that the others read
         run = prepare(options, folder, progress and accelerator.is_main_process)
-    objective = Objective(run.bundle.model, options).train()
+    objective = Objective(run.bundle.model, options, word_ids(run.bundle.prompts)).train()
     objective.model.checkpoint_activations(options.checkpoint_activations)
     state = load_state(folder)
     if state:

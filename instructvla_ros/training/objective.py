@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,13 @@ from .settings import Training
 class Objective(nn.Module):
     """Model and losses in one module, so that every parallel strategy sees a single forward pass."""
 
-    def __init__(self, model: InstructVLA, options: Training) -> None:
+    def __init__(self, model: InstructVLA, options: Training, words: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model
         self.options = options
         weights = options.grounding
-        self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'naming', 'latent')}
-        self.grounding = Grounding(model.config) if any(self.weights.values()) else None
+        self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'words', 'naming', 'latent')}
+        self.grounding = Grounding(model.config, words) if any(self.weights.values()) else None
 
     def forward(self, batch: Batch, labels: Labels, general: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and its parts as detached scalars."""
@@ -32,7 +34,7 @@ class Objective(nn.Module):
             parts['path'] = path_loss(losses, batch)
             total = total + self.options.path_weight * parts['path']
         if self.grounding is not None:
-            for name, value in self.grounding(losses, labels).items():
+            for name, value in self.grounding(losses, labels, self.model.vlm.embed_tokens.weight).items():
                 parts[name] = value
                 total = total + self.weights[name] * value
         if general is not None:

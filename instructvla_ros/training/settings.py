@@ -15,6 +15,9 @@ class GroundingWeights:
 
     pointing: float = option(0.0, 'find the named object in the DINO features of every view', ge=0.0)
     patches: float = option(0.0, 'tell from each patch of both towers which objects lie in it', ge=0.0)
+    words: float = option(
+        0.0, 'make image tokens resemble the embeddings of the words for what they show', ge=0.0
+    )
     naming: float = option(0.0, 'tell from the latent what kind of object is named', ge=0.0)
     latent: float = option(0.0, 'tell from the latent where the named object is in the first view', ge=0.0)
 
@@ -46,6 +49,7 @@ class Training:
     fewest: int = option(5, 'fewest episodes to train on', ge=1)
     validation: tuple[str, ...] = option((), 'folders of held-out episodes, instead of a share of the datasets')
     retell: bool = option(False, 'also ask for what an episode does not do (grounding without motion)')
+    acts: bool = option(True, 'compute the visual features of the expert; False trains words alone, which costs half')
     steps: int = option(1000, 'optimiser steps', ge=1)
     batch: int = option(32, 'frames per step', ge=1, le=65536)
     accumulate: int = option(1, 'parts a batch is computed in', ge=1, le=1024)

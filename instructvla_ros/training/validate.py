@@ -44,7 +44,7 @@ def validate(
         data, labels = examples.batch(rows, rng)
         data, labels = data.to(device), labels.to(device)
         _, parts = objective(data, labels)
-        if objective.grounding is not None:
+        if objective.grounding is not None and data.views is not None:
             parts['named'] = named(objective, data, labels)
         for name, value in parts.items():
             sums.setdefault(name, []).append(float(value))
