@@ -27,7 +27,7 @@ from .validate import act
 
 FACTS, PREDICTIONS = 'run.json', 'predictions.npz'
 EPISODES = 3
-FRAMES = 160
+FRAMES = 80
 """Most frames of an episode that are predicted; of longer ones every second, third, ..."""
 
 
