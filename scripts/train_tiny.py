@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make the tiny checkpoint from nothing: scenes, demonstrations, stage 0, stage 1, stage 2.
+"""Make the tiny checkpoint from nothing: scenes, demonstrations, stage 0 (words, pointing), stage 1, stage 2.
 
     python scripts/train_tiny.py --out runs/tiny
 
 Every part goes on where it stopped; remove its folder to make it again. Options of the stages are in
-config/training/tiny_stage*.yaml. Times are written to OUT/times.json, numbers of each stage to OUT/<stage>/log.jsonl.
+config/training/tiny_*.yaml. Times are written to OUT/times.json, numbers of each stage to OUT/<stage>/log.jsonl.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
             'demonstrations',
             lambda: make(demos, args.demonstrations, ('pick', 'put'), 0, False, args.workers),
         )
-        runs = {n: args.out / n for n in ('stage0', 'stage1', 'stage2')}
+        runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
         for name, data, init in (
-            ('stage0', [still, demos], None),
-            ('stage1', [demos], runs['stage0'] / 'checkpoint'),
+            ('words', [still], None),
+            ('pointing', [still, demos], runs['words'] / 'checkpoint'),
+            ('stage1', [demos], runs['pointing'] / 'checkpoint'),
             ('stage2', [demos], runs['stage1'] / 'checkpoint'),
         ):
             part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))

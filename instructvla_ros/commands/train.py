@@ -25,7 +25,7 @@ EXAMPLES = (
     'instructvla train stage2 --init runs/stage1/best --data datasets/a --out runs/stage2 --dry-run',
     'accelerate launch -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1   # several GPUs',
 )
-RUNS = ('onsite', 'stage1', 'stage2', 'tiny_stage0', 'tiny_stage1', 'tiny_stage2')
+RUNS = ('onsite', 'stage1', 'stage2', 'tiny_words', 'tiny_pointing', 'tiny_stage1', 'tiny_stage2')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
