@@ -1,7 +1,9 @@
 """Run the tests in the order in which they are most useful, and sum them up.
 
-Plain tests first, in one process. Then each file of ``test/ros`` in a process of its own: a node or an rclpy context
-that one of them leaves behind must not decide about the next. Arguments are handed to pytest.
+Plain tests first, in two processes where there are two cores. Then each file of ``test/ros`` in a process of its own,
+one after the other: a node or an rclpy context that one of them leaves behind must not decide about the next, and
+nothing else shall take the processor from a graph that keeps time. Arguments are handed to pytest; with those that
+want one process (``-x``, ``-s``, ``--pdb``, ...) the plain tests run in one.
 """
 
 from __future__ import annotations
@@ -20,21 +22,43 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 900  # per process; a hanging graph must not hang the whole run
 NAMES = {'failure': 'failed', 'error': 'errors', 'skipped': 'skipped'}  # JUnit element, pytest's word
 NO_TESTS = 5  # exit code of pytest when a filter leaves nothing to run
+# Arguments of pytest that mean something else, or nothing, in two processes.
+ALONE = {'-x', '--exitfirst', '-s', '--capture=no', '--pdb', '--trace'}
 
 
-def run(files: list[str], arguments: list[str], result: Path) -> int:
-    """Run pytest on some files in a process group of its own; return its exit code."""
-    command = [sys.executable, '-m', 'pytest', *files, f'--junitxml={result}', *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+def run(groups: list[list[str]], arguments: list[str], results: list[Path]) -> list[int]:
+    """Run pytest on groups of files at once, each in a process group of its own; return their exit codes.
+
+    The first one writes to this terminal; what the others say follows when they have ended.
+    """
+    processes, said, codes = [], [], []
     try:
-        return process.wait(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        print(f'\n{" ".join(files)} did not end within {LIMIT_S} s', flush=True)
-        return 124
+        for index, (files, result) in enumerate(zip(groups, results, strict=True)):
+            command = [sys.executable, '-m', 'pytest', *files, f'--junitxml={result}', *arguments]
+            if len(groups) > 1:  # at its end pytest writes the whole cache, which must not be that of another one
+                command += ['-o', f'cache_dir=.pytest_cache/{index}']
+            out = open(result.with_suffix('.txt'), 'w+') if index else None
+            said.append(out)
+            processes.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=out, stderr=out))
+        deadline = time.monotonic() + LIMIT_S
+        for process, files, out in zip(processes, groups, said, strict=True):
+            try:
+                codes.append(process.wait(timeout=max(0.0, deadline - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                print(f'\n{" ".join(files)} did not end within {LIMIT_S} s', flush=True)
+                codes.append(124)
+            if out is not None:
+                out.seek(0)
+                print(out.read(), flush=True)
+        return codes
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for out in said:
+            if out is not None:
+                out.close()
 
 
 def count(result: Path) -> Counter[str]:
@@ -52,17 +76,19 @@ def main(arguments: list[str]) -> int:
     """Run every group; return 0 when all of them passed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored when a shell started us in the background
     plain = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test').glob('test_*.py'))
+    alone = (os.cpu_count() or 1) < 2 or any(a in ALONE or a.startswith('--maxfail') for a in arguments)
     graph = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test' / 'ros').glob('test_*.py'))
     outcomes: Counter[str] = Counter()
     bad: list[str] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for index, files in enumerate([plain, *([f] for f in graph)]):
-            result = Path(folder) / f'{index}.xml'
-            code = run(files, arguments, result)
-            outcomes += count(result)
-            if code not in (0, NO_TESTS):
-                bad.append(f'{files[0] if len(files) == 1 else "plain tests"} (exit code {code})')
+        first = [plain] if alone else [plain[0::2], plain[1::2]]
+        for step, groups in enumerate([first, *([[f]] for f in graph)]):
+            results = [Path(folder) / f'{step}-{k}.xml' for k in range(len(groups))]
+            for files, result, code in zip(groups, results, run(groups, arguments, results), strict=True):
+                outcomes += count(result)
+                if code not in (0, NO_TESTS):
+                    bad.append(f'{files[0] if len(files) == 1 else "plain tests"} (exit code {code})')
     total = ', '.join(f'{outcomes[k]} {k}' for k in ('passed', 'failed', 'errors', 'skipped') if outcomes[k])
     print(f'\n=== all tests: {total or "none"} in {time.monotonic() - started:.0f} s ===')
     for name in bad:
