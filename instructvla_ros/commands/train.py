@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--deploy',
         nargs='?',
-        const='load_checkpoint',
+        const='/instructvla/load_checkpoint',
         default='',
         metavar='SERVICE',
-        help='afterwards give the checkpoint to the policy node that runs (default: load_checkpoint)',
+        help='afterwards give the checkpoint to the policy node that runs (default: /instructvla/load_checkpoint)',
     )
     add('--json', action='store_true', help='result as JSON')
 

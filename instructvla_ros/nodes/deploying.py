@@ -13,7 +13,7 @@ from instructvla_ros.srv import LoadCheckpoint
 
 from ..errors import SetupError
 
-SERVICE = 'load_checkpoint'
+SERVICE = '/instructvla/load_checkpoint'
 
 
 def deploy(checkpoint: str | Path, service: str = SERVICE, wait: float = 5.0, loading: float = 600.0) -> str:

@@ -25,7 +25,7 @@ class Policy(Node):
         super().__init__('some_policy')
         self.asked: list[str] = []
         self.slow = 0.0
-        self.create_service(LoadCheckpoint, 'load_checkpoint', self._load)
+        self.create_service(LoadCheckpoint, '/instructvla/load_checkpoint', self._load)
 
     def _load(self, request: LoadCheckpoint.Request, response: LoadCheckpoint.Response) -> LoadCheckpoint.Response:
         self.asked.append(request.path)

@@ -68,12 +68,12 @@ def test_the_arguments_are_those_of_the_verb() -> None:
         )
     )
     assert full.data == ['a', 'b c'] and full.set == ['steps=5', 'lr=0.1'] and full.init == 'models/x'
-    assert full.deploy == 'load_checkpoint' and full.dry_run and full.run == 'stage2'
+    assert full.deploy == '/instructvla/load_checkpoint' and full.dry_run and full.run == 'stage2'
 
 
 def test_the_process_ends_the_launch() -> None:
     context = LaunchContext()
     context.launch_configurations.update({'out': 'runs/a', 'run': 'onsite', 'data': '', 'set': '', 'init': ''})
-    context.launch_configurations.update({'dry_run': 'false', 'deploy': 'false', 'service': 'load_checkpoint'})
+    context.launch_configurations.update({'dry_run': 'false', 'deploy': 'false', 'service': '/instructvla/load_checkpoint'})
     (process,) = module().start(context)
     assert isinstance(process, ExecuteProcess)
