@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 
+MOST = 600
+"""Frames that the result is measured on; fewer when the held-out episodes are shorter."""
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,7 +99,7 @@ def train(args: argparse.Namespace, parts: tuple[Path, Path]) -> Any:
 
 
 def judge(args: argparse.Namespace, parts: tuple[Path, Path], outcome: Any) -> dict[str, Any]:
-    """Errors of the checkpoint with the smallest held-out loss, on all frames of the held-out episodes."""
+    """Errors of the checkpoint with the smallest held-out loss, on the held-out episodes."""
     from dataclasses import replace
 
     from instructvla_ros.commands.train import read_options
@@ -105,10 +109,10 @@ def judge(args: argparse.Namespace, parts: tuple[Path, Path], outcome: Any) -> d
     from instructvla_ros.training.validate import validate
 
     best = outcome.best if outcome.best.is_dir() else outcome.checkpoint
-    options = read_options('onsite', [str(parts[0])], str(best), [f'validation=[{parts[1]}]', 'clipped=1.0'])
+    options = read_options('onsite', [str(parts[0])], str(best), [f'validation=[{parts[1]}]', 'fewest=1'])
     run = prepare(replace(options, seed=args.seed), args.out, progress=False)
     frames = Dataset.open(parts[1]).frames
-    found = validate(Objective(run.bundle.model, run.options), run.held_out[0], run.statistics, 2 * frames, 16)
+    found = validate(Objective(run.bundle.model, run.options), run.held_out[0], run.statistics, min(frames, MOST), 16)
     return {
         'checkpoint': str(best),
         'init': args.init or f'random weights of {args.model}',

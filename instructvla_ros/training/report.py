@@ -29,10 +29,11 @@ STEPS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 LOSSES = {
     'flow': ('flow', 'velocity of the action chunk'),
     'path': ('path', 'where a chunk ends'),
-    'ce': ('words', 'cross entropy of the answers'),
+    'ce': ('answers', 'cross entropy of what is said'),
     'general': ('dialogues', 'cross entropy without motion'),
     'pointing': ('pointing', 'where the named object is'),
     'patches': ('patches', 'what lies in each patch'),
+    'words': ('image words', 'image tokens resemble words'),
     'naming': ('naming', 'which kind of object is named'),
     'latent': ('latent', 'place of the named object'),
 }
@@ -213,10 +214,14 @@ def _curve(entries: Entries, key: str, css: str, scale: float = 1.0) -> Curve | 
 def chart(curves: Sequence[Curve], label: str, unit: str = '', zero: bool = False, width: float = WIDTH) -> str:
     """SVG of some curves over one axis; a curve of one point is drawn as a dot."""
     xs = np.concatenate([np.asarray(c.x, float) for c in curves])
-    low, high = limits([c.y for c in curves], least=1e-6)
+    ys = np.concatenate([np.asarray(c.y, float) for c in curves])
+    size = float(np.abs(ys[np.isfinite(ys)]).max(initial=0.0))
+    low, high = limits([ys], least=max(0.1 * size, 1e-6))
     if zero:
         low = min(0.0, low)
-    span = (float(xs.min()), float(max(xs.max(), xs.min() + 1e-6)))
+    span = (float(xs.min()), float(xs.max()))
+    if span[1] - span[0] < 1e-6:  # one entry so far
+        span = (span[0] - 1.0, span[1] + 1.0)
     frame = Frame(span, (low, high), 44, 8, width - 14, HEIGHT - 22)
     body = [grid(frame, 4, 5, unit)]
     for curve in curves:
