@@ -36,7 +36,7 @@ FORWARD = Kinematics(EMBODIMENT).forward
 TOPICS = EMBODIMENT.topics
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 6.0, what: Any = '') -> Any:
+def eventually(condition: Callable[[], Any], timeout: float = 15.0, what: Any = '') -> Any:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         value = condition()
@@ -93,7 +93,7 @@ class Arm(Node):
 
     def call(self, name: str, on: bool | None = None) -> Any:
         client = self.remote[name]
-        assert client.wait_for_service(timeout_sec=5.0), name
+        assert client.wait_for_service(timeout_sec=20.0), name
         request = Trigger.Request() if on is None else SetBool.Request(data=on)
         future = client.call_async(request)
         return eventually(lambda: future.done() and future.result(), what=f'answer of {name}')
@@ -301,7 +301,7 @@ def test_as_a_process_it_keeps_its_pace_and_brakes_when_told_to_end(spin):
     )  # fmt: skip
     try:
         eventually(
-            lambda: arm.mode == ControllerState.HOLDING and arm.chunks.get_subscription_count(), 15.0, 'HOLDING'
+            lambda: arm.mode == ControllerState.HOLDING and arm.chunks.get_subscription_count(), 40.0, 'HOLDING'
         )
         arm.states.clear()
         for _ in range(5):

@@ -76,7 +76,7 @@ class Graph:
 
     def call(self, kind: type, name: str, timeout: float = 15.0, **fields: object) -> object:
         client = self.robot.create_client(kind, name)
-        assert client.wait_for_service(timeout_sec=5.0)
+        assert client.wait_for_service(timeout_sec=20.0)
         future = client.call_async(kind.Request(**fields))
         eventually(future.done, timeout, name)
         self.robot.destroy_client(client)

@@ -243,7 +243,7 @@ def test_homing_is_planned(setup, group):
     arm.play(step=(0, 0.01, 0, 0, 0, 0, 1.0), horizon=8)
     eventually(lambda: arm.mode == ControllerState.HOLDING, 10.0, what='HOLDING')
     home = arm.create_client(Trigger, 'home')
-    assert home.wait_for_service(timeout_sec=5.0)
+    assert home.wait_for_service(timeout_sec=20.0)
     future = home.call_async(Trigger.Request())
     answer = eventually(lambda: future.done() and future.result(), 20.0, 'home')
     assert answer.success, answer.message

@@ -58,7 +58,7 @@ class Graph:
 
     def call(self, kind: type, name: str, **fields: object) -> object:
         client = self.robot.create_client(kind, name)
-        assert client.wait_for_service(timeout_sec=5.0)
+        assert client.wait_for_service(timeout_sec=20.0)
         future = client.call_async(kind.Request(**fields))
         eventually(future.done, 8.0, name)
         self.robot.destroy_client(client)

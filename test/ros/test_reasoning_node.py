@@ -159,7 +159,7 @@ def test_one_question_at_a_time(alone: Graph) -> None:
     alone.thinking.think_delay = 0.4
     eventually(lambda: alone.robot.frames > 3)
     client = alone.robot.create_client(AskScene, 'ask_scene')
-    assert client.wait_for_service(timeout_sec=5.0)
+    assert client.wait_for_service(timeout_sec=20.0)
     futures = [client.call_async(AskScene.Request(question=q)) for q in ('what?', 'where?')]
     eventually(lambda: all(f.done() for f in futures))
     answers = sorted((f.result() for f in futures), key=lambda a: not a.success)

@@ -69,7 +69,7 @@ class Client(Node):
         return eventually(lambda: self.heard['/sim/state'], what='ground truth')[-1]
 
     def call_reset(self, **request: Any) -> ResetWorld.Response:
-        assert self.reset.wait_for_service(timeout_sec=5.0)
+        assert self.reset.wait_for_service(timeout_sec=20.0)
         future = self.reset.call_async(ResetWorld.Request(**request))
         return eventually(lambda: future.done() and future.result(), what='answer of /sim/reset')
 
