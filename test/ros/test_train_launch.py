@@ -74,6 +74,6 @@ def test_the_arguments_are_those_of_the_verb() -> None:
 def test_the_process_ends_the_launch() -> None:
     context = LaunchContext()
     context.launch_configurations.update({'out': 'runs/a', 'run': 'onsite', 'data': '', 'set': '', 'init': ''})
-    context.launch_configurations.update({'dry_run': 'false', 'deploy': 'false', 'service': '/instructvla/load_checkpoint'})
+    context.launch_configurations.update({'dry_run': 'false', 'deploy': 'false', 'service': '/a/load_checkpoint'})
     (process,) = module().start(context)
     assert isinstance(process, ExecuteProcess)
