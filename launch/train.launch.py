@@ -71,7 +71,9 @@ def generate_launch_description() -> LaunchDescription:
                 'deploy', default_value='false', choices=yes_no, description='give the result to the policy node'
             ),
             DeclareLaunchArgument(
-                'service', default_value='/instructvla/load_checkpoint', description='of the policy node, with its namespace'
+                'service',
+                default_value='/instructvla/load_checkpoint',
+                description='of the policy node, with its namespace',
             ),
             OpaqueFunction(function=start),
         ]

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 MOST = 600
 """Frames that the result is measured on; fewer when the held-out episodes are shorter."""
 

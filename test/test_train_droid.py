@@ -1,0 +1,50 @@
+"""Real recordings of a Franka, from their files to an error on held-out episodes; where they lie beside the source."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('torch')
+pytest.importorskip('pinocchio')
+
+from training_doubles import SMALL  # noqa: E402
+
+from instructvla_ros.model.checkpoint import load  # noqa: E402
+from instructvla_ros.training.record import read_facts, read_predictions  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+DROID = ROOT.parent / 'shared' / 'realdata' / 'droid_franka'
+EPISODES = ('droid_subset/annotation/train/6.json', 'droid_subset/annotation/train/0.json',
+            'droid_new_setup/annotation/val/0006.json')  # fmt: skip
+
+
+@pytest.mark.skipif(not DROID.is_dir(), reason='../shared/realdata/droid_franka is not here')
+def test_droid_files_become_a_checkpoint_and_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location('train_droid', ROOT / 'scripts' / 'train_droid.py')
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / 'small.yaml').write_text(SMALL)
+    words = [str(DROID / e) for e in EPISODES] + [
+        '--out',
+        str(tmp_path / 'run'),
+        '--model',
+        str(tmp_path / 'small.yaml'),
+    ]
+    words += ['--share', '0.34', '--set', 'steps=3', 'batch=4', 'fewest=1', 'validation_frames=8', 'validate_every=3']
+    code = script.main(words)
+    result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+    assert code == (0 if result['ratio'] < 1.0 else 1), 'the exit code says whether the mean chunk was beaten'
+    assert result['train_episodes'] == 2 and result['held_out_episodes'] == 1 and result['steps'] == 3
+    assert 1.0 < result['mean_mm'] < 500.0 and result['end_mm'] > 0.0 and 0.0 <= result['gripper'] <= 1.0
+    assert f'{result["mean_mm"]:.1f} mm' in capsys.readouterr().out
+    facts = read_facts(tmp_path / 'run' / 'train')
+    assert facts['datasets'][0]['embodiment'] == 'panda' and facts['validation'][0]['held_out'] == 1
+    assert len(read_predictions(tmp_path / 'run' / 'train')) == 1
+    assert (tmp_path / 'run' / 'train' / 'report.html').is_file()
+    statistics = load(tmp_path / 'run' / 'train' / 'checkpoint').dataset()
+    assert (statistics.q99 > statistics.q01)[:6].all() and statistics.proprio_q01 is not None
