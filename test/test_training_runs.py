@@ -237,6 +237,22 @@ def test_general_conversations(made: Made, first: Path, talk: Path) -> None:
         General.open(options(made, general=str(made[0] / 'episodes')), load(first))
 
 
+def test_dialogues_beside_the_batches(made: Made, first: Path, talk: Path, tmp_path: Path) -> None:
+    bare = tmp_path / 'bare'
+    with Writer(bare, META) as writer:
+        for k, episode in enumerate(Dataset.open(made[0])):
+            writer.add(replace(episode, annotations=episode.annotations if k == 0 else {}))
+    rng = np.random.default_rng(3)
+    some = prepare(options(made, datasets=(str(bare),), general_batch=1), tmp_path / 'a', progress=False)
+    assert all(some.talk(some.train[0], rng) is not None for _ in range(20)), 'one episode in twelve has texts'
+    mute = dataset(tmp_path / 'mute', texts=False)
+    none = prepare(options(made, datasets=(str(mute),), general_batch=2), tmp_path / 'b', progress=False)
+    assert none.talk(none.train[0], rng) is None, 'recordings without texts are trained on all the same'
+    asked = options(made, datasets=(str(mute),), general_batch=2, general=str(talk), general_share=0.0)
+    told = prepare(asked, tmp_path / 'c', progress=False)
+    assert told.talk(told.train[0], rng).pixels.shape[0] == 2, 'conversations stand in'
+
+
 def test_forgetting_and_report(
     made: Made, first: Path, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,12 @@ expert: {hidden_size: 32, intermediate_size: 48, layers: 1, heads: 2, mask: bloc
 
 
 def dataset(
-    folder: Path, episodes: int = 12, frames: int = 6, scale: float = 0.01, words: str = 'pick up the red cube'
+    folder: Path,
+    episodes: int = 12,
+    frames: int = 6,
+    scale: float = 0.01,
+    words: str = 'pick up the red cube',
+    texts: bool = True,
 ) -> Path:
     """Random pictures and motion; ``scale``: standard deviation of the motion [m], [rad]."""
     rng = np.random.default_rng(0)
@@ -37,7 +42,7 @@ def dataset(
             proprio = rng.normal(size=(frames, 8))
             actions = np.concatenate([rng.normal(0, scale, (frames, 6)), rng.integers(0, 2, (frames, 1))], axis=1)
             zeros = np.zeros((frames, 7))
-            texts = {
+            said = {
                 'alt_instruction': {
                     'Caption': 'a red cube',
                     'QA': [{'question': 'what is red?', 'answer': 'the cube'}],
@@ -46,7 +51,11 @@ def dataset(
                 }
             }
             stamps = np.arange(frames) * 100_000_000
-            writer.add(Episode(f'e{k}', words, 0.1, stamps, proprio, zeros, zeros, actions, pictures, texts, True))
+            writer.add(
+                Episode(
+                    f'e{k}', words, 0.1, stamps, proprio, zeros, zeros, actions, pictures, said if texts else {}, True
+                )
+            )
     return folder
 
 

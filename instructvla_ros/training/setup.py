@@ -31,6 +31,7 @@ from .settings import Training
 log = logging.getLogger(__name__)
 DATASET = 'train'
 FROM_DATA = 'data'
+RETRIES = 100
 
 
 @dataclass
@@ -52,13 +53,19 @@ class Run:
     general: General | None = None
 
     def talk(self, examples: Examples, rng: np.random.Generator) -> Batch | None:
-        """Dialogues without motion for one step: of the conversations or of the scenes."""
+        """Dialogues without motion for one step, of the conversations or of the scenes; None when there are none."""
         count = self.options.general_batch
         if not count:
             return None
-        if self.general is not None and rng.random() < self.options.general_share:
+        spoken = any(t.captions or t.questions for t in examples.corpus) or bool(examples.facts)
+        if self.general is not None and (not spoken or rng.random() < self.options.general_share):
             return self.general.draw(rng, count)
-        return examples.general(rng, count)
+        for _ in range(RETRIES if spoken else 0):
+            try:
+                return examples.general(rng, count)
+            except DataError:  # only some episodes have texts, and none of these was drawn
+                continue
+        return None
 
     def pick(self, rng: np.random.Generator) -> Examples:
         """A dataset by its share."""
@@ -106,6 +113,13 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
             except DataError:  # all of them failed
                 log.info('%s has no held-out episodes', options.datasets[k])
     general = General.open(options, bundle) if options.general else None
+    if options.general_batch and general is None and not facts:
+        for path, corpus in zip(options.datasets, corpora, strict=True):
+            if not any(t.captions or t.questions for t in corpus):
+                log.warning(
+                    '%s has no captions or questions, and no general conversations are given: trained on motion alone, '
+                    'the model may forget how to speak (docs/training.md)', path
+                )  # fmt: skip
     weights = np.array(options.shares or [len(e.rows) for e in train], float)
     if len(weights) != len(train) or weights.sum() <= 0:
         raise ConfigError(f'shares {options.shares}: give one positive number for each of the {len(train)} datasets')
