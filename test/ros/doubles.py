@@ -32,7 +32,7 @@ from instructvla_ros.settings import Embodiment
 EMBODIMENT = config.load(Embodiment, resources.config_file('franka.yaml'))
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 5.0, what: str = '') -> Any:
+def eventually(condition: Callable[[], Any], timeout: float = 20.0, what: str = '') -> Any:
     """Value of ``condition`` as soon as it is true; fails the test after ``timeout`` [s]."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -54,6 +54,10 @@ class Graph:
             'chunk_rate': 10.0,
             'reasoning_period': 0.4,
             'horizon': 8,
+            # Images may be late on a loaded machine; that silence ends a goal is tested with the policy node.
+            'max_view_age': 5.0,
+            'max_state_age': 5.0,
+            'input_timeout': 15.0,
             **settings,
         }
         overrides = [Parameter(name, value=value) for name, value in values.items()]
@@ -74,7 +78,7 @@ class Graph:
     def policy(self) -> object:
         return self.node._host.current
 
-    def call(self, kind: type, name: str, timeout: float = 15.0, **fields: object) -> object:
+    def call(self, kind: type, name: str, timeout: float = 40.0, **fields: object) -> object:
         client = self.robot.create_client(kind, name)
         assert client.wait_for_service(timeout_sec=20.0)
         future = client.call_async(kind.Request(**fields))
@@ -88,7 +92,7 @@ class Graph:
         def made() -> list[ActionChunk]:
             return [c for c in self.robot.chunks[after:] if not c.done]
 
-        eventually(lambda: len(made()) >= count, 10.0, f'{count} chunks after {after}')
+        eventually(lambda: len(made()) >= count, 40.0, f'{count} chunks after {after}')
         return made()
 
     def said(self) -> dict[str, Reasoning]:
@@ -187,9 +191,9 @@ def test_every_goal_starts_from_nothing(graph: Graph) -> None:
 
 
 def test_it_never_says_done_so_the_time_limit_ends_the_goal(graph: Graph) -> None:
-    result = Run(graph.robot, WORDS, duration=1.0).result().result
+    result = Run(graph.robot, WORDS, duration=2.0).result().result
     assert result.outcome == Result.TIMEOUT and 'chunks' in result.reason
-    assert result.duration == pytest.approx(1.0, abs=0.3) and result.chunks >= 3
+    assert result.duration == pytest.approx(2.0, abs=0.5) and result.chunks >= 3
     eventually(lambda: graph.robot.chunks[-1].done)
 
 
@@ -218,22 +222,25 @@ def test_a_sentence_can_be_read_while_it_grows(graph: Graph) -> None:
 
 def test_a_new_goal_cuts_the_sentence_of_the_old_one_short(graph: Graph) -> None:
     engine = graph.policy._engine
-    sentence, slow = engine.sentence, threading.Event()
-    slow.set()
+    sentence, tokens = engine.sentence, []  # how many tokens each sentence got
 
     def dragging(*args: object, on_token: object, **kwargs: object) -> object:
-        return sentence(
-            *args, on_token=lambda token: (time.sleep(0.3 if slow.is_set() else 0.0), on_token(token)), **kwargs
-        )
+        own = len(tokens)
+        tokens.append(0)
+
+        def say(token: object) -> None:
+            tokens[own] += 1
+            time.sleep(0.0 if own else 0.8)
+            on_token(token)
+
+        return sentence(*args, on_token=say, **kwargs)
 
     engine.sentence = dragging
     old = Run(graph.robot, WORDS)
     eventually(lambda: [s for s in graph.robot.sentences if not s.final])
-    started = time.monotonic()
     new = Run(graph.robot, 'lift up')
-    slow.clear()
     first = graph.chunks(1)[0]
-    assert time.monotonic() - started < 2.0, 'not the 4.8 s of the old sentence'
+    assert tokens[0] < 16, 'the random model speaks to the limit, 13 s'
     assert first.instruction == 'lift up' and graph.said()[first.reasoning_id].instruction == 'lift up'
     assert old.result().result.outcome == Result.PREEMPTED
     assert not [s for s in graph.said().values() if s.instruction == WORDS]
@@ -303,7 +310,7 @@ def test_the_demo_runs_a_checkpoint_to_its_time_limit(checkpoints: dict[str, Pat
     assert code == 1, f'random weights solve nothing:\n{out}\n{err}'
     result = json.loads(out)
     # On a machine that is busy with other things the images grow too old, and the controller refuses such chunks.
-    late = result['outcome'] == 'UNSAFE' and 'old' in result['reason']
+    late = result['outcome'] in ('UNSAFE', 'STALE_INPUT') and 'old' in result['reason']
     assert not result['success'] and (result['outcome'] == 'TIMEOUT' or late), result
     assert late or result['duration'] == pytest.approx(6.0, abs=1.5)
     assert result['chunks'] >= 1 and result['policy'] == 'instructvla'
