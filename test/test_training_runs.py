@@ -25,7 +25,7 @@ from instructvla_ros.commands.train import main as train_verb  # noqa: E402
 from instructvla_ros.data.episodes import Dataset, Writer  # noqa: E402
 from instructvla_ros.errors import CheckpointError, DataError  # noqa: E402
 from instructvla_ros.model.checkpoint import load  # noqa: E402
-from instructvla_ros.training import forgetting, loop, record  # noqa: E402
+from instructvla_ros.training import bench, forgetting, loop, record  # noqa: E402
 from instructvla_ros.training.general import LONGEST, General  # noqa: E402
 from instructvla_ros.training.report import write_report  # noqa: E402
 from instructvla_ros.training.settings import Training  # noqa: E402
@@ -320,3 +320,13 @@ def test_the_verb_alone_ignores_what_ros_adds(made: Made, tmp_path: Path, capsys
     assert train_verb([*words, '--ros-args', '-r', '__node:=train']) == 0
     told = json.loads(capsys.readouterr().out)
     assert told['steps'] == 1 and Path(told['report']).is_file() and Path(told['checkpoint']).is_dir()
+
+
+@pytest.mark.parametrize('recipe', ['stage1', 'stage2'])
+def test_a_timed_step_is_the_same_step_both_ways(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / 'small.yaml').write_text(SMALL.replace('depth: 1', 'depth: 3'))
+    found = bench.measure_step(str(tmp_path / 'small.yaml'), recipe, batch=2, repeats=1, device='cpu')
+    assert found.difference < 1e-5, 'what the reference does besides changes nothing'
+    vocabulary = 2 * 420 * 32  # embedding and output layer
+    dead = found.trained_plain - found.trained_fast - vocabulary
+    assert (dead > 0) == (recipe == 'stage1') and dead >= 0, 'the plain step carries gradients nobody needs'

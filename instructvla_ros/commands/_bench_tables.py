@@ -17,7 +17,12 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
         out.print(f'[bold]{title}[/]  ' + ', '.join(f'{k} {v}' for k, v in results[key].items()), soft_wrap=True)
     before, after = results['load_before'][0], results['load_after'][0]
     out.print(f'[bold]load average[/]  {before} before, {after} after; others at work make every number worse')
-    tables: dict[str, Callable[[Any], Table]] = {'model': _model, 'control': _control, 'transport': _transport}
+    tables: dict[str, Callable[[Any], Table]] = {
+        'model': _model,
+        'control': _control,
+        'transport': _transport,
+        'train': _train,
+    }
     for part, table in tables.items():
         found = results.get(part)
         if isinstance(found, dict) and 'skipped' in found:
@@ -46,6 +51,24 @@ def _model(found: list[dict[str, Any]]) -> Table:
                 f'{step["ratio"]:.2f}',
                 f'{step["difference"]:.1e}',
             )
+    return table
+
+
+def _train(found: list[dict[str, Any]]) -> Table:
+    table = Table(title="train: one optimiser step in the reference's order of work against ours (medians)")
+    table.add_column('model')
+    for name in ('batch', 'reference [ms]', 'ours [ms]', 'ratio', 'loss differs by', 'gradients [M]'):
+        table.add_column(name, justify='right')
+    for step in found:
+        table.add_row(
+            f'{step["size"]}, {step["recipe"]}',
+            str(step['batch']),
+            f'{step["plain"] * 1e3:.1f}',
+            f'{step["fast"] * 1e3:.1f}',
+            f'{step["ratio"]:.2f}',
+            f'{step["difference"]:.1e}',
+            f'{step["trained_plain"] / 1e6:.2f}, {step["trained_fast"] / 1e6:.2f}',
+        )
     return table
 
 

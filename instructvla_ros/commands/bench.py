@@ -3,8 +3,9 @@
 model      one step of the model, the reference's order of work against the fast path, side by side (random weights)
 control    one period of the controller and its parts, without ROS
 transport  images and joint states between two processes over DDS (needs ROS 2)
+train      one optimiser step, the reference's order of work against ours, side by side (random weights); only by name
 
-Without an argument: a quick round of everything that can run here. Results are printed and written as JSON.
+Without an argument: a quick round of everything else that can run here. Results are printed and written as JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ EXAMPLES = (
     'instructvla bench model --size medium --stage 2 --repeats 10',
     'instructvla bench model --size eagle2_2b --stage 2 --device cuda --dtype bfloat16',
     'instructvla bench control --json',
+    'instructvla bench train --size medium --stage 1 --repeats 7',
     'instructvla bench transport --quick --out runs/transport.json',
 )
 PARTS = ('model', 'control', 'transport')
@@ -40,7 +42,7 @@ QUICK_BUDGET = 8.0  # longest time for the repeats of one step of the model [s]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument('what', nargs='?', choices=(*PARTS, 'all'), help='default: all, quickly')
+    parser.add_argument('what', nargs='?', choices=(*PARTS, 'train', 'all'), help='default: all, quickly')
     parser.add_argument(
         '--size', action='append', choices=SIZES, default=[], help='of the model, repeatable (default: tiny, medium)'
     )
@@ -78,7 +80,12 @@ def run(args: argparse.Namespace) -> int:
         'versions': machine.versions(),
         'load_before': _load(),
     }
-    measure: dict[str, Callable[..., Any]] = {'model': _model, 'control': _control, 'transport': _transport}
+    measure: dict[str, Callable[..., Any]] = {
+        'model': _model,
+        'control': _control,
+        'transport': _transport,
+        'train': _train,
+    }
     began, code = time.monotonic(), 0
     with say:
         for part in wanted:
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _obstacle(part: str) -> str:
     """Why a part cannot run on this machine, or ''."""
-    if part == 'model':
+    if part in ('model', 'train'):
         missing = [n for n in ('torch', 'transformers') if importlib.util.find_spec(n) is None]
         extra = "install the package with its model extra: pip install '.[model]'"
         return f'{missing[0]} is missing; {extra}' if missing else ''
@@ -143,6 +150,27 @@ def _model(args: argparse.Namespace, quick: bool, say: _Steps) -> list[dict[str,
                     progress=say,
                 )
             )
+    return found
+
+
+def _train(args: argparse.Namespace, quick: bool, say: _Steps) -> list[dict[str, Any]]:
+    say('train: loading torch')
+    from ..training.bench import measure_step
+
+    found = []
+    for size in args.size or ['tiny', 'medium']:
+        for stage in args.stage or STAGES:
+            say.heading = f'train {size}, stage {stage}: '
+            timing = measure_step(
+                size,
+                f'stage{stage}',
+                batch=2 if quick else 4,
+                repeats=args.repeats or (3 if quick else 5),
+                device=args.device,
+                threads=args.threads or (1 if quick else 0),
+                progress=say,
+            )
+            found.append(timing.to_dict())
     return found
 
 

@@ -81,6 +81,8 @@ class PlainStep(nn.Module):
             FilmBlock(config.dino.width, config.dino.heads, config.language.hidden_size)
             for _ in range(config.dino.depth - config.dino.tap_block - 1)
         ).to(like.device, like.dtype)
+        for parameter in self.dead.parameters():
+            parameter.requires_grad_(model.expert.action_embed.linear_1.weight.requires_grad)
         vlm.query_embed.requires_grad_(False)
         vlm.query_head.requires_grad_(False)
         self.embedding = nn.Parameter(torch.cat((vlm.embed_tokens.weight, vlm.query_embed)).detach())

@@ -25,6 +25,7 @@ from .state import LOG, read_log
 FILE = 'report.html'
 WIDTH, HEIGHT = 420.0, 170.0
 SMALL = 300.0
+SOURCES = {'general': 'conversations'}
 STEPS = ('x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper')
 LOSSES = {
     'flow': ('flow', 'velocity of the action chunk'),
@@ -144,7 +145,7 @@ def tiles(
         worst = max(forgot.before, key=lambda s: forgot.change(s))
         change = 100 * forgot.change(worst)
         sign = '+' if change > 0 else ''
-        out.append(_tile(f'{sign}{number(change, 1)}', '%', 'forgetting', f'loss on {worst} it never saw'))
+        out.append(_tile(f'{sign}{number(change, 1)}', '%', 'forgetting', f'loss on {SOURCES.get(worst, worst)} it never saw'))
     return out
 
 
