@@ -145,7 +145,8 @@ def tiles(
         worst = max(forgot.before, key=lambda s: forgot.change(s))
         change = 100 * forgot.change(worst)
         sign = '+' if change > 0 else ''
-        out.append(_tile(f'{sign}{number(change, 1)}', '%', 'forgetting', f'loss on {SOURCES.get(worst, worst)} it never saw'))
+        note = f'loss on {SOURCES.get(worst, worst)} it never saw'
+        out.append(_tile(f'{sign}{number(change, 1)}', '%', 'forgetting', note))
     return out
 
 
