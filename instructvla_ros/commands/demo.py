@@ -2,7 +2,8 @@
 
 Starts the simulator, the controller and the policy as separate processes, gives the instruction, and writes
 runs/<stamp>/report.html: video, what the policy said, path of the tool, joints, safety, latency. The exit code is 0
-only when the task was solved. The default policy is the scripted expert, which reads the simulator's ground truth.
+only when the task was solved. Who acts: the checkpoint that comes with the package where it has learned the task, else
+the scripted expert, which reads the simulator's ground truth.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..resources import shipped_models
+
 ORDER = 1
 HELP = 'a simulated Franka obeys a sentence; ends with a report'
 EXAMPLES = (
     'instructvla demo',
     "instructvla demo --instruction 'stack the green cube on the blue cube' --seed 3",
     'instructvla demo --task open_drawer --no-video',
-    'instructvla demo --policy instructvla --checkpoint models/tiny --time-limit 20',
+    'instructvla demo --policy expert    # the script instead of the model',
     'instructvla demo --web              # cameras, arm, thoughts, instructions and STOP in a browser',
     'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
 )
 DEFAULT = 'put the red cube in the bowl'
+TINY, LEARNED = 'tiny', ('pick', 'put')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the scene (default: 0)')
-    parser.add_argument('--policy', default='expert', help='expert (default), hold or instructvla')
-    parser.add_argument('--checkpoint', default='', help='run directory or hub id, for --policy instructvla')
+    parser.add_argument(
+        '--policy',
+        default='auto',
+        help='expert, hold, instructvla, or auto (default): the checkpoint that comes with this package where it has '
+        'learned the task (pick, put), else the scripted expert, which reads the simulator',
+    )
+    parser.add_argument(
+        '--checkpoint', default='', help='name, run directory or hub id, for --policy instructvla (default: tiny)'
+    )
     parser.add_argument(
         '--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)'
     )
@@ -65,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
     session.require_ros()
     request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
+    _choose_policy(arguments, request.task)
     options = session.GraphOptions(
         policy=arguments.policy,
         checkpoint=arguments.checkpoint,
@@ -95,6 +107,15 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
+
+
+def _choose_policy(arguments: argparse.Namespace, task: str) -> None:
+    """Settle ``auto`` and an unnamed checkpoint; the facts of the report name what was chosen."""
+    if arguments.policy == 'auto':
+        learned = arguments.checkpoint or (task in LEARNED and TINY in shipped_models())
+        arguments.policy = 'instructvla' if learned else 'expert'
+    if arguments.policy == 'instructvla' and not arguments.checkpoint:
+        arguments.checkpoint = TINY
 
 
 def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:

@@ -235,7 +235,8 @@ def write(
         (work / 'tokenizer').mkdir()
         shutil.copyfile(tokenizer_file, work / 'tokenizer' / 'tokenizer.json')
         (work / 'README.md').write_text(_card(config, own, revision, origin, statistics), encoding='utf-8')
-        work.chmod(0o755)
+        for made in (work, *work.rglob('*')):  # what tempfile and safetensors make is for the owner alone
+            made.chmod(0o755 if made.is_dir() else 0o644)
         if target.exists():
             old = target.with_name(f'.{target.name}-old-{os.getpid()}')
             target.rename(old)

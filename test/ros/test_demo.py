@@ -67,10 +67,24 @@ def gone(folder: Path, seconds: float = 15.0) -> bool:
     return False
 
 
+def test_the_shipped_checkpoint_drives_the_demo(tmp_path):
+    """It says what it will do, names the object it was asked for, and acts on the sentence; it may still fail."""
+    folder = tmp_path / 'run'
+    code, out, err = run('demo', '--no-video', '--out', str(folder), '--json', cwd=tmp_path)
+    result = json.loads(out)
+    assert code == (0 if result['success'] else 1), f'{out}\n{err}'
+    log = runlog.load(folder)
+    assert log.meta['policy'] == 'instructvla' and log.meta['checkpoint'] == 'tiny'
+    said = [r['text'] for r in log.reasoning]
+    assert said and all('red cube' in text and 'bowl' in text for text in said)
+    assert set(log.chunk_reasoning) & {r['id'] for r in log.reasoning}
+    assert metrics.summarize(log)['chunks']['count'] > 10
+
+
 def test_demo_with_video(tmp_path):
     folder = tmp_path / 'run'
     began = time.monotonic()
-    code, out, err = run('demo', '--out', str(folder), '--json', cwd=tmp_path)
+    code, out, err = run('demo', '--policy', 'expert', '--out', str(folder), '--json', cwd=tmp_path)
     wall = time.monotonic() - began
     assert code == 0, f'{out}\n{err}'
     assert gone(folder, 1.0)
