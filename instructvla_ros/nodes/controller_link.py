@@ -32,7 +32,7 @@ class ControllerLink:
         self._restore = False
         group = MutuallyExclusiveCallbackGroup()
         node.create_subscription(
-            ControllerState, 'controller_state', node.guard('controller_state', self._on_state), qos.EVENT,
+            ControllerState, 'controller_state', node.guard('controller_state', self._on_state), qos.STATE,
             callback_group=group,
         )
         self._client = node.create_client(SetBool, 'dry_run', callback_group=group)

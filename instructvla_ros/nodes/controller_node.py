@@ -80,7 +80,7 @@ class ControllerNode(runtime.BaseNode):
 
         self._trajectory_pub = self.create_publisher(JointTrajectory, topics.joint_trajectory, qos.COMMAND)
         self._gripper = make_gripper(self, self.embodiment)
-        self._state_pub = self.create_publisher(ControllerState, 'controller_state', qos.EVENT)
+        self._state_pub = self.create_publisher(ControllerState, 'controller_state', qos.STATE)
         self.create_subscription(
             JointState, topics.joint_states, self.guard('joint_states', self._on_joints), qos.SENSOR
         )

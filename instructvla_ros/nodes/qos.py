@@ -40,7 +40,10 @@ COMMAND = _profile(1)
 """Joint trajectories: reliable because joint_trajectory_controller asks for it; each replaces the last."""
 
 EVENT = _profile(10)
-"""Gripper commands, instructions, diagnostics, controller state."""
+"""Gripper commands, instructions, diagnostics."""
+
+STATE = _profile(100)
+"""Controller state: a verdict is in one message only, so a subscriber that is busy for 2 s must not lose it."""
 
 LATCHED = _profile(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Robot description: who comes late gets the last one."""

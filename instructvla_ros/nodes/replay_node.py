@@ -96,7 +96,7 @@ class ReplayNode(BaseNode):
         self.create_subscription(ActionChunk, 'action_chunk', self.guard('action_chunk', self._on_chunk), qos.CHUNK)
         self.create_subscription(Reasoning, 'reasoning', self.guard('reasoning', self._on_said), qos.REASONING)
         self.create_subscription(
-            ControllerState, 'controller_state', self.guard('controller_state', self._on_state), qos.EVENT
+            ControllerState, 'controller_state', self.guard('controller_state', self._on_state), qos.STATE
         )
         for text in self._recording.missing:
             self.get_logger().warning(f'{self._recording.name} lacks {text}')

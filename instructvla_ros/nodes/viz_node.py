@@ -178,7 +178,7 @@ class VizNode(runtime.BaseNode):
         if not watched:
             self._board.executed.clear()  # a later path must not jump over the time in which nobody looked
         self._keep('action_chunk', watched, ActionChunk, 'action_chunk', self._on_chunk, qos.CHUNK)
-        self._keep('controller_state', watched, ControllerState, 'controller_state', self._on_state, qos.EVENT)
+        self._keep('controller_state', watched, ControllerState, 'controller_state', self._on_state, qos.STATE)
         self._keep('joint_states', moving, JointState, topics.joint_states, self._on_joints, qos.SENSOR)
         kind = CompressedImage if view.topic.endswith(_COMPRESSED) else Image
         self._keep('image', pictured, kind, view.topic, self._on_image, qos.SENSOR)

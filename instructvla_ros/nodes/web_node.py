@@ -122,7 +122,7 @@ class WebNode(runtime.BaseNode):
             self._listening.append(self.create_subscription(kind, topic, guarded, profile, callback_group=motion))
 
         add(ActionChunk, 'action_chunk', self._on_chunk, qos.CHUNK)
-        add(ControllerState, 'controller_state', self._on_state, qos.EVENT)
+        add(ControllerState, 'controller_state', self._on_state, qos.STATE)
         add(JointState, self._robot.topics.joint_states, self._on_joints, qos.SENSOR)
 
     # -- what arrives ---------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Robot(Node):
         self.create_timer(1.0 / camera_rate, self._send_images)
         self.create_timer(0.01, self._send_joints)
         if with_controller:
-            self._state = self.create_publisher(ControllerState, 'controller_state', qos.EVENT)
+            self._state = self.create_publisher(ControllerState, 'controller_state', qos.STATE)
             self.create_service(SetBool, 'dry_run', self._on_dry_run)
             self.create_timer(0.02, self._send_state)
         self.client = ActionClient(self, ExecuteInstruction, 'execute')

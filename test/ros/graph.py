@@ -86,7 +86,7 @@ class Witness(Node):
         listen(JointState, JOINT_STATES, self._on_joints, qos.SENSOR)
         listen(SimState, '/sim/state', lambda m: setattr(self, 'scene', m), qos.SENSOR)
         listen(ActionChunk, 'action_chunk', lambda m: self.chunks.append((time.monotonic(), m)), qos.CHUNK)
-        listen(ControllerState, 'controller_state', self._on_state, qos.EVENT)
+        listen(ControllerState, 'controller_state', self._on_state, qos.STATE)
         listen(DiagnosticArray, '/diagnostics', self._on_diagnostics, qos.EVENT)
         self.chunk_publisher = self.create_publisher(ActionChunk, 'action_chunk', qos.CHUNK_PUBLISHER)
         self.action = ActionClient(self, ExecuteInstruction, 'execute')

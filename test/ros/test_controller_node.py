@@ -63,7 +63,7 @@ class Arm(Node):
         self._clock_pub = self.create_publisher(Clock, '/clock', qos.SENSOR_PUBLISHER) if clock else None
         self.create_subscription(JointTrajectory, TOPICS.joint_trajectory, self._on_command, qos.COMMAND)
         self.create_subscription(GripperCommand, TOPICS.gripper_command, self.grips.append, qos.EVENT)
-        self.create_subscription(ControllerState, 'controller_state', self.states.append, qos.EVENT)
+        self.create_subscription(ControllerState, 'controller_state', self.states.append, qos.STATE)
         self.remote = {
             name: self.create_client(kind, name)
             for name, kind in (('enable', SetBool), ('dry_run', SetBool), ('stop', Trigger), ('reset', Trigger))
@@ -313,7 +313,7 @@ def test_as_a_process_it_keeps_its_pace_and_brakes_when_told_to_end(spin):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=10.0)
         assert process.returncode == 0, error
-        assert max(np.abs(arm.commands[-1].points[0].velocities)) == 0.0, 'the last command is at rest'
+        eventually(lambda: max(np.abs(arm.commands[-1].points[0].velocities)) == 0.0, what='a last command at rest')
         assert 'Traceback' not in error and not arm.refused
     finally:
         process.kill()

@@ -39,7 +39,7 @@ class Graph(Node):
         super().__init__('graph_double', namespace='/instructvla')
         self.got: dict[str, list[Any]] = {}
         self.chunks = self.create_publisher(ActionChunkMsg, 'action_chunk', qos.CHUNK_PUBLISHER)
-        self.states = self.create_publisher(ControllerState, 'controller_state', qos.EVENT)
+        self.states = self.create_publisher(ControllerState, 'controller_state', qos.STATE)
         self.said = self.create_publisher(ReasoningMsg, 'reasoning', qos.REASONING)
         self.description = self.create_publisher(String, EMBODIMENT.topics.robot_description, qos.LATCHED)
         self.joints = self.create_publisher(JointState, EMBODIMENT.topics.joint_states, qos.SENSOR_PUBLISHER)

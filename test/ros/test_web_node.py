@@ -65,7 +65,7 @@ class Others(Node):
         self.mode, self.dry_run, self.speed = ControllerState.HOLDING, True, 0.0
         self.silent = False
         self.says = self.create_publisher(ReasoningMsg, 'reasoning', qos.REASONING)
-        self._states = self.create_publisher(ControllerState, 'controller_state', qos.EVENT)
+        self._states = self.create_publisher(ControllerState, 'controller_state', qos.STATE)
         view = ROBOT.views['third_person']
         self._view = view
         from sensor_msgs.msg import Image
