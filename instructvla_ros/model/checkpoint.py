@@ -229,7 +229,7 @@ def write(
         own = {k: v.clone() if v.untyped_storage().nbytes() != v.nbytes else v for k, v in tensors.items()}
         save_file(own, str(work / WEIGHTS), metadata={'format': FORMAT})
         revision = _digest(work / WEIGHTS)
-        meta = {'format': FORMAT, 'revision': revision, 'origin': origin, 'model': to_dict(config)}
+        meta = {'format': FORMAT, 'revision': revision, 'origin': Path(origin).name, 'model': to_dict(config)}
         (work / CONFIG).write_text(json.dumps(meta, indent=1) + '\n', encoding='utf-8')
         (work / STATISTICS).write_text(json.dumps(dict(statistics), indent=1) + '\n', encoding='utf-8')
         (work / 'tokenizer').mkdir()
