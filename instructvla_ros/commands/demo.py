@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the scene (default: 0)')
+    parser.add_argument('--seed', type=int, default=1, help='of the scene (default: 1)')
     parser.add_argument(
         '--policy',
         default='auto',
