@@ -86,6 +86,13 @@ def check_options(options: GraphOptions) -> None:
         raise ConfigError(f'unknown policy {options.policy!r}.{suggest(options.policy, choices)}')
     if options.policy == 'instructvla' and not options.checkpoint:
         raise ConfigError("policy 'instructvla' needs weights: name a run directory or a hub id with --checkpoint")
+    named = options.checkpoint
+    shipped = resources.shipped_models()
+    if named and not Path(named).expanduser().exists() and named not in shipped and named.count('/') != 1:
+        raise ConfigError(
+            f'no checkpoint at {named}: give a folder, a hub id owner/name, or one that comes with the package '
+            f'({", ".join(shipped) or "none here"})'
+        )
     if not 0.0 <= options.time_limit <= 3600.0:
         raise ConfigError(f'the time limit is {options.time_limit} s; give 0 (that of the task) to 3600 s')
     if options.web_port is not None and not 1 <= options.web_port <= 65535:

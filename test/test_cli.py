@@ -55,7 +55,7 @@ def test_without_arguments_the_help_is_shown(capsys):
         (['demmo'], "unknown verb 'demmo'. Did you mean 'demo'"),
         (['demo', '--task', 'pickk'], "Did you mean 'pick'"),
         (['demo', '--policy', 'exprt'], "Did you mean 'expert'"),
-        (['demo', '--policy', 'instructvla'], 'with --checkpoint'),
+        (['demo', '--policy', 'instructvla', '--checkpoint', 'nowhere/at/all'], 'no checkpoint at'),
         (['demo', '--time-limit', '-3'], 'the time limit is -3.0 s'),
         (['demo', '--instruction', 'put the rad cube in the bowl'], "Did you mean 'red'"),
         (['demo', '--task', 'pick', '--instruction', 'open the drawer'], 'open_drawer'),
