@@ -42,6 +42,7 @@ _NEEDED = ('simulator state', 'joint states', 'controller state')
 _FRAMES = 2  # further frames of each camera before an episode begins
 _STATES = 5  # controller states in a row that count as settled
 _PATIENCE = 5.0  # for the controller to brake, or to have seen joint states [s]
+LINGER = 4.0  # a learned policy does not say when it is done: so long after the success its goal is ended [s]
 DISABLED, HOLDING = runlog.MODES.index('DISABLED'), runlog.MODES.index('HOLDING')
 
 
@@ -262,6 +263,7 @@ class EpisodeNode(BaseNode):
         deadline = time.monotonic() + limit + 15.0
         solved_at: float | None = None
         asked_ns: int | None = None
+        settled = False
         while not done.wait(0.1):
             scene = self._recorder.scene
             solved_at = _solved_at(scene, solved_at)
@@ -280,6 +282,10 @@ class EpisodeNode(BaseNode):
                 if drill is not None and asked_ns is None and scene.elapsed >= drill:
                     asked_ns = self.now_ns()
                     self._call(self._stop_arm, Trigger.Request(), 'stop')
+                over = drill is None and scene.success and solved_at is not None
+                if over and not settled and scene.elapsed - (solved_at or 0.0) > LINGER:
+                    settled = True
+                    self._future(handle.cancel_goal_async(), 2.0, 'cancel')
             if self._stop.is_set() or time.monotonic() > deadline:
                 self._future(handle.cancel_goal_async(), 2.0, 'cancel')
                 if self._stop.is_set():
@@ -287,9 +293,10 @@ class EpisodeNode(BaseNode):
                     return {'outcome': 'STOPPED', 'reason': 'interrupted', 'duration': 0.0, 'solved_at': solved_at}
                 raise GraphError(f'the goal did not end {limit + 15.0:.0f} s after it began; is the policy node alive?')
         r = future.result().result
+        reason = 'the simulator sees it solved; the policy does not say when it is done' if settled else r.reason
         return {
-            'outcome': Outcome(r.outcome).name,
-            'reason': r.reason,
+            'outcome': Outcome.SUCCEEDED.name if settled else Outcome(r.outcome).name,
+            'reason': reason,
             'duration': r.duration,
             'solved_at': solved_at,
             'stop_asked_ns': asked_ns,
