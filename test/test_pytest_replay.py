@@ -34,8 +34,8 @@ def test_recordings_become_tests(tmp_path: Path) -> None:
     (tmp_path / 'test_mine.py').write_text(
         'def test_the_plate_is_named(replayed):\n'
         "    assert any('plate' in s['text'] for s in replayed.trace.sentences)\n"
-        'def test_nothing_to_do_with_it():\n'
-        '    assert True\n'
+        'def test_nothing_to_do_with_it(request):\n'
+        "    assert 'replayed' not in request.fixturenames\n"
     )
     done = pytest_of_a_user(
         tmp_path, '--bag', str(BAG), '--replay-policy', 'recorded', '--replay-limits', str(limits)

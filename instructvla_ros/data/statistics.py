@@ -59,8 +59,8 @@ def compute(datasets: Sequence[Dataset], name: str = '') -> dict[str, Any]:
         raise DataError(f'{datasets[0].path} has {len(moved)} transitions, statistics need at least {FEWEST}')
     return {
         name or first.name: {
-            'action': {**_group(moved, FLOOR), 'mask': MASK},
-            'proprio': _group(np.concatenate(proprio), PROPRIO_FLOOR),
+            'action': {**describe(moved, FLOOR), 'mask': MASK},
+            'proprio': describe(np.concatenate(proprio), PROPRIO_FLOOR),
             'num_transitions': len(moved),
             'num_trajectories': episodes,
         }
@@ -89,10 +89,15 @@ def widen(q01: Array, q99: Array, floor: Array, constant: Array) -> tuple[Array,
     return q01 - missing / 2.0, q99 + missing / 2.0
 
 
-def _group(values: Array, floor: Array) -> dict[str, list[float]]:
+def describe(values: Array, floor: Array, keep_constant: bool = True) -> dict[str, list[float]]:
+    """One group of the file from values (n, channels); quantiles at least ``floor`` apart.
+
+    Args:
+        keep_constant: leave channels that never move at a width of 0, which the model's scaling maps to 0.
+    """
     lowest, highest = values.min(axis=0), values.max(axis=0)
     q01, q99 = widen(
-        np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0), floor, lowest == highest
+        np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0), floor, (lowest == highest) & keep_constant
     )
     numbers = {
         'mean': values.mean(axis=0), 'std': values.std(axis=0), 'max': highest, 'min': lowest, 'q01': q01, 'q99': q99,

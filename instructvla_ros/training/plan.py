@@ -50,7 +50,9 @@ class Plan:
         lines = [
             f'{self.recipe} of {self.model}: {self.trainable / 1e6:.2f} of {self.parameters / 1e6:.2f} M parameters',
             *(f'  {name:<22} {count / 1e6:8.2f} M' for name, count in self.parts.items() if count),
-            f'{self.episodes} episodes, {self.frames} frames; {self.samples} samples are {self.epochs:.1f} epochs',
+            f'{self.episodes} episodes, {self.frames} frames; {self.samples} samples are {self.epochs:.1f} epochs'
+            if self.frames
+            else f'no dataset named yet; {self.samples} samples',
             f'memory of one process: {self.total_gb:.1f} GB = weights {self.weights_gb:.1f} + gradients '
             f'{self.gradients_gb:.1f} + optimiser {self.optimizer_gb:.1f} + activations ~{self.activations_gb:.1f}',
         ]

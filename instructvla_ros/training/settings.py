@@ -15,9 +15,7 @@ class GroundingWeights:
 
     pointing: float = option(0.0, 'find the named object in the DINO features of every view', ge=0.0)
     patches: float = option(0.0, 'tell from each patch of both towers which objects lie in it', ge=0.0)
-    words: float = option(
-        0.0, 'make image tokens resemble the embeddings of the words for what they show', ge=0.0
-    )
+    words: float = option(0.0, 'make image tokens resemble the embeddings of the words for what they show', ge=0.0)
     naming: float = option(0.0, 'tell from the latent what kind of object is named', ge=0.0)
     latent: float = option(0.0, 'tell from the latent where the named object is in the first view', ge=0.0)
 
