@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ pytest.importorskip('launch_ros', reason='launch_ros is not on the package index
 
 from launch.actions import DeclareLaunchArgument  # noqa: E402
 from launch_ros.actions import Node  # noqa: E402
+from launching import module_of, started_by  # noqa: E402
 
 from launch import LaunchContext  # noqa: E402
 
@@ -25,31 +25,11 @@ FILE = Path(__file__).resolve().parents[2] / 'launch' / 'franka.launch.py'
 
 
 def description() -> Any:
-    spec = importlib.util.spec_from_file_location('franka_launch', FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_launch_description()
+    return module_of(FILE).generate_launch_description()
 
 
 def started(**arguments: str) -> dict[str, dict[str, Any]]:
-    """Executables that would start with these launch arguments, and their parameters."""
-    context = LaunchContext()
-    context.launch_configurations.update(arguments)
-    entities = description().entities
-    for entity in entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            entity.execute(context)
-    out = {}
-    for entity in entities:
-        if isinstance(entity, Node) and (entity.condition is None or entity.condition.evaluate(context)):
-            from launch_ros.utilities import evaluate_parameters
-
-            values: dict[str, Any] = {}
-            for group in evaluate_parameters(context, entity._Node__parameters):
-                values.update(group)
-            out[entity.node_executable] = values
-    return out
+    return started_by(description(), **arguments)
 
 
 def test_every_argument_is_described():
@@ -209,14 +189,6 @@ def generate_launch_description():
         ExecuteProcess(cmd=['echo', 'vendor for', LaunchConfiguration('robot_ip')], output='screen'),
     ])
 """
-
-
-def module_of(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.name.split('.')[0], file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def install(prefix: Path, packages: tuple[str, ...], launch_file: str = '') -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,17 @@ pytest.importorskip('launch', reason='launch is not on the package index: part o
 pytest.importorskip('launch_ros', reason='launch_ros is not on the package index: part of a full ROS 2 install')
 
 from launch.actions import DeclareLaunchArgument  # noqa: E402
-from launch_ros.actions import Node  # noqa: E402
-from launch_ros.utilities import evaluate_parameters  # noqa: E402
-
-from launch import LaunchContext  # noqa: E402
+from launching import module_of, started_by  # noqa: E402
 
 FILE = Path(__file__).resolve().parents[2] / 'launch' / 'replay.launch.py'
 
 
 def description() -> Any:
-    spec = importlib.util.spec_from_file_location('replay_launch', FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.generate_launch_description()
+    return module_of(FILE).generate_launch_description()
 
 
 def started(**arguments: str) -> dict[str, dict[str, Any]]:
-    """Executables that would start with these launch arguments, and their parameters."""
-    context = LaunchContext()
-    context.launch_configurations.update(arguments)
-    entities = description().entities
-    for entity in entities:
-        if isinstance(entity, DeclareLaunchArgument):
-            entity.execute(context)
-    out = {}
-    for entity in entities:
-        if isinstance(entity, Node) and (entity.condition is None or entity.condition.evaluate(context)):
-            values: dict[str, Any] = {}
-            for group in evaluate_parameters(context, entity._Node__parameters):
-                values.update(group)
-            out[entity.node_executable] = values
-    return out
+    return started_by(description(), **arguments)
 
 
 def test_every_argument_is_described_and_the_bag_is_required():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ pytest.importorskip('launch', reason='launch is not on the package index: part o
 pytest.importorskip('launch_ros', reason='launch_ros is not on the package index: part of a full ROS 2 install')
 
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction  # noqa: E402
+from launching import module_of  # noqa: E402
 
 from instructvla_ros.commands import train  # noqa: E402
 from launch import LaunchContext  # noqa: E402
@@ -20,11 +20,7 @@ FILE = Path(__file__).resolve().parents[2] / 'launch' / 'train.launch.py'
 
 
 def module() -> Any:
-    spec = importlib.util.spec_from_file_location('train_launch', FILE)
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return module_of(FILE)
 
 
 def words(**arguments: str) -> list[str]:
