@@ -178,7 +178,7 @@ fill() {
   fi
   say "building the messages and installing this package"
   extras=dev
-  if [ "$TORCH" != none ]; then extras=dev,model,language; fi
+  if [ "$TORCH" != none ]; then extras=dev,model,language,lerobot; fi
   # setuptools warns at length that an editable install is editable.
   PYTHONWARNINGS=ignore INSTRUCTVLA_MESSAGES=require install --no-build-isolation -e ".[$extras]"
 }
