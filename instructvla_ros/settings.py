@@ -45,10 +45,10 @@ class Gripper:
     close_below: float = option(0.4, 'openness below which an open gripper is told to close', ge=0.0, le=1.0)
     open_above: float = option(0.6, 'openness above which a closed gripper is told to open', ge=0.0, le=1.0)
     driver: str = option(
-        'topic',
+        'auto',
         'who moves the fingers: topic (the simulator), franka (franka_msgs Move and Grasp), gripper_command or '
-        'parallel_gripper_command (control_msgs actions)',
-        choices=('topic', 'franka', 'gripper_command', 'parallel_gripper_command'),
+        'parallel_gripper_command (control_msgs actions); auto: topic, unless the launch file knows better',
+        choices=('auto', 'topic', 'franka', 'gripper_command', 'parallel_gripper_command'),
     )
     action: str = option('auto', 'name of the driver, for franka without /move and /grasp; auto: the usual one')
     command: str = option(
@@ -72,12 +72,35 @@ class Topics:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """Extrinsic calibration: where the optical frame of a camera is (REP 103: x right, y down, z forward)."""
+
+    link: str = option('', 'link the camera is fixed to; empty: the robot description has its optical frame')
+    xyz: Vec3 = option((0.0, 0.0, 0.0), 'optical frame on that link', unit='m', ge=-10.0, le=10.0)
+    rpy: Vec3 = option((0.0, 0.0, 0.0), 'the same, fixed-axis roll pitch yaw', unit='rad', ge=-6.3, le=6.3)
+
+
+@dataclass(frozen=True)
 class View:
-    """One camera as the policy sees it."""
+    """One camera, and what the policy sees of its picture: crop, then flip, then turn (camera_view.py)."""
 
     topic: str = option('', 'sensor_msgs/Image topic, or .../compressed for sensor_msgs/CompressedImage')
     info_topic: str = option('', 'sensor_msgs/CameraInfo topic')
     frame_id: str = option('', 'optical frame')
+    crop: tuple[int, ...] = option(
+        (), "x, y, width, height of the part that is seen, in the camera's picture; empty: all of it", unit='px', ge=0
+    )
+    flip: str = option('none', 'mirror after the crop', choices=('none', 'horizontal', 'vertical', 'both'))
+    rotate: int = option(0, 'turn clockwise after the flip: 0, 90, 180 or 270', unit='deg', ge=0, le=270)
+    mount: Mount = option(Mount, 'where the camera is')
+
+    def __post_init__(self) -> None:
+        if self.crop and (len(self.crop) != 4 or min(self.crop[2:]) < 1):
+            raise ConfigError(
+                f'crop has to be empty or [x, y, width, height] with at least one pixel, got {list(self.crop)}'
+            )
+        if self.rotate % 90:
+            raise ConfigError(f'rotate: {self.rotate} is not allowed; allowed are 0, 90, 180, 270')
 
 
 @dataclass(frozen=True)

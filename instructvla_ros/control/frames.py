@@ -16,20 +16,27 @@ class LinkFrames:
 
     Args:
         urdf: text. base: link the poses are relative to.
+        mounted: further frames by name, each with its link and its pose (4, 4) [m] on it, as from
+            ``camera_view.mounts``; one that the description has too is taken from here.
 
     Raises:
         SetupError: the text is no URDF, or has no such link.
     """
 
-    def __init__(self, urdf: str, base: str) -> None:
+    def __init__(self, urdf: str, base: str, mounted: Mapping[str, tuple[str, Array]] | None = None) -> None:
         try:
             self._model = pin.buildModelFromXML(urdf)
         except (ValueError, RuntimeError) as err:
             raise SetupError(f'the robot description cannot be read: {err}') from None
         self._data = self._model.createData()
         self.base = base
-        self.links = tuple(dict.fromkeys(f.name for f in self._model.frames if f.type == pin.FrameType.BODY))
+        self._mounted = dict(mounted or {})
+        described = [f.name for f in self._model.frames if f.type == pin.FrameType.BODY]
+        self._described = tuple(dict.fromkeys(described))
+        self.links = tuple(dict.fromkeys([*described, *self._mounted]))
         """Names of all links."""
+        for link, _ in self._mounted.values():
+            self._index(link)
         self._base = self._index(base)
         self._at = {
             name: joint.idx_q
@@ -39,8 +46,8 @@ class LinkFrames:
         self._q = pin.neutral(self._model)
 
     def _index(self, link: str) -> int:
-        if link not in self.links:
-            raise SetupError(f'the robot description has no link {link!r}.{suggest(link, self.links)}')
+        if link not in self._described:
+            raise SetupError(f'the robot description has no link {link!r}.{suggest(link, self._described)}')
         return int(self._model.getFrameId(link, pin.FrameType.BODY))
 
     def is_fixed(self, link: str) -> bool:
@@ -49,6 +56,7 @@ class LinkFrames:
         Raises:
             SetupError: no such link.
         """
+        link, _ = self._mounted.get(link, (link, None))
         frames = self._model.frames
         return bool(frames[self._index(link)].parentJoint == frames[self._base].parentJoint)
 
@@ -61,7 +69,7 @@ class LinkFrames:
     def poses(self) -> dict[str, Array]:
         """T_base_link (4, 4) [m] of every link other than the base."""
         self._update()
-        return {link: self._pose(self._index(link)) for link in self.links if link != self.base}
+        return {link: self._pose(link) for link in self.links if link != self.base}
 
     def pose(self, link: str) -> Array:
         """T_base_link (4, 4) [m].
@@ -69,13 +77,14 @@ class LinkFrames:
         Raises:
             SetupError: no such link.
         """
-        index = self._index(link)
         self._update()
-        return self._pose(index)
+        return self._pose(link)
 
     def _update(self) -> None:
         pin.framesForwardKinematics(self._model, self._data, self._q)
 
-    def _pose(self, index: int) -> Array:
-        relative = self._data.oMf[self._base].inverse() * self._data.oMf[index]
-        return np.asarray(relative.homogeneous, dtype=np.float64)
+    def _pose(self, link: str) -> Array:
+        parent, on_parent = self._mounted.get(link, (link, None))
+        relative = self._data.oMf[self._base].inverse() * self._data.oMf[self._index(parent)]
+        pose = np.asarray(relative.homogeneous, dtype=np.float64)
+        return pose if on_parent is None else pose @ on_parent

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import pairing
+from .. import camera_view, pairing
 from ..config import option
 from ..datatypes import RobotState
 from ..decoding import JointReader
@@ -191,6 +191,7 @@ class _Reader:
         self._width = embodiment.gripper.max_width
         self._names = len(embodiment.arm_joints)
         self._views = {view.topic: name for name, view in embodiment.views.items()}
+        self._cameras = dict(embodiment.views)
         self._topics = embodiment.topics
         if not self._views:
             raise DataError('the embodiment has no views; an episode needs at least one')
@@ -258,7 +259,7 @@ class _Reader:
                     found.append(Candidate(stamp, chosen))
 
     def _usable(self, name: str, picture: Picture, record: Record) -> tuple[int, int]:
-        """Size of a picture after the checks that do not need its pixels."""
+        """Size of what the policy sees of a picture, after the checks that do not need its pixels."""
         size = picture.size
         message = record.message
         if name not in self._formats:
@@ -274,7 +275,7 @@ class _Reader:
             needed = int(message.height) * int(message.step)
             if len(message.data) < needed or int(message.step) < size[0]:
                 raise ObservationError(f'{len(message.data)} bytes of data, step and height need {needed}')
-        return size
+        return camera_view.size(self._cameras[name], *size)
 
     def _state(self, record: Record) -> None:
         try:

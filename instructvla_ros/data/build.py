@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import pairing
+from .. import camera_view, pairing
 from ..datatypes import STEP_DIM
 from ..errors import DataError, KinematicsError, ObservationError
 from ..geometry import Array, delta_between
-from ..settings import Embodiment
+from ..settings import Embodiment, View
 from .align import BuildOptions, Part, Timeline, read_timeline
 from .bag_source import Problem
 from .bag_values import Picture
@@ -254,7 +254,8 @@ def _pictures(
     with ThreadPoolExecutor(_WORKERS, 'encode') as pool:
         for record in bag.messages(topics, lambda topic, index: index in wanted[topic]):
             name = topics[record.topic]
-            queue.append((name, record.index, record, pool.submit(encode, record.value, options.quality)))
+            packed = pool.submit(encode, record.value, options.quality, embodiment.views[name])
+            queue.append((name, record.index, record, packed))
             seen[name] = record.index
             finish(_AHEAD)
             if done % 32 == 0:
@@ -266,10 +267,13 @@ def _pictures(
         yield from complete()
 
 
-def encode(picture: Picture, quality: int) -> bytes:
-    """JPEG or PNG bytes of a picture; one that was recorded encoded stays as it is, after a look at it."""
-    encoded = picture.encoded()
-    rgb = picture.rgb()
+def encode(picture: Picture, quality: int, view: View) -> bytes:
+    """JPEG or PNG bytes of what the policy sees of a picture.
+
+    One that was recorded encoded and is seen as it is stays as it is, after a look at it.
+    """
+    encoded = picture.encoded() if camera_view.is_plain(view) else None
+    rgb = camera_view.prepare(view, picture.rgb())
     return encoded if encoded is not None else Frames.encode([rgb], quality).encoded(0)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 
+from .. import camera_view
 from ..datatypes import STEP_DIM, ActionChunk, Image
 from ..decoding import FRAMES, ROTATIONS, SECOND
 from ..errors import DataError
@@ -203,8 +204,15 @@ def write_bag(
         cameras: view -> (3, 3) intrinsic matrix [px], written as CameraInfo once per frame.
 
     Raises:
-        DataError: the episode has other views or joints than the embodiment, or the bag cannot be written.
+        DataError: the episode has other views or joints than the embodiment, a view of it is cropped, flipped or
+            turned, or the bag cannot be written.
     """
+    twice = camera_view.changed(embodiment.views)
+    if twice:
+        raise DataError(
+            f'the pictures of episode {episode.id} are as the policy sees them; a bag holds those of the camera, and '
+            f'{", ".join(twice)} would be cropped, flipped or turned again: give an embodiment that does not'
+        )
     missing = sorted(set(embodiment.views) - set(episode.views))
     if missing:
         raise DataError(f'episode {episode.id} has no view {", ".join(missing)}; it has {", ".join(episode.views)}')

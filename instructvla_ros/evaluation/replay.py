@@ -291,7 +291,7 @@ class _Run:
         images: dict[str, Image] = {}
         for view, stamp in seen.view_stamps_ns.items():
             try:
-                images[view] = self.pictures[view, stamp].decode()
+                images[view] = self.pictures[view, stamp].seen()
             except (ObservationError, DataError) as err:
                 at = (stamp - (self.first_ns or 0)) * 1e-9
                 self.recording.trouble.add(f'view {view!r} at {at:.2f} s: {err}')

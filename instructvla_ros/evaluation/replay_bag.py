@@ -183,7 +183,8 @@ class BagRecording:
         if not record.stamp_ns:
             self.trouble.add(f'{record.topic}: pictures without a header stamp')
             return
-        yield FrameEvent(stamp, self._view_of[record.topic], record.value.rgb, record.value.encoded)
+        name = self._view_of[record.topic]
+        yield FrameEvent(stamp, name, record.value.rgb, record.value.encoded, self.embodiment.views[name])
 
     def _on_gripper(self, record: Record, stamp: int) -> Iterator[Event]:
         widest = self.embodiment.gripper.max_width

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import config, resources
+from .. import camera_view, config, resources
 from ..config import option
 from ..control.frames import LinkFrames
-from ..errors import ConfigError, SetupError
+from ..errors import ConfigError, ObservationError, SetupError
 from ..geometry import Array, pose_from_xyz_rpy
 from ..settings import Embodiment
 from .replay_source import CameraEvent, DescriptionEvent, Event, FrameTreeEvent, StateEvent
@@ -55,8 +55,9 @@ def load_calibration(file: str) -> Calibration:
 class Cameras:
     """Collects what a recording says about its cameras and answers where a view looks from at this moment.
 
-    A file wins over the robot description in the recording, which wins over its ``/tf_static``. Links between the
-    base and a camera on the hand come from the joints.
+    A file wins over ``views.*.mount`` of the embodiment, which wins over the robot description in the recording, which
+    wins over its ``/tf_static``. Links between the base and a camera on the hand come from the joints. Numbers for the
+    camera's own picture become those for what the policy sees of it.
     """
 
     def __init__(self, embodiment: Embodiment, calibration: Calibration | None = None) -> None:
@@ -93,13 +94,18 @@ class Cameras:
                 self._described = None  # a description of another robot says nothing about this one
 
     def intrinsics(self, view: str, width: int, height: int) -> Array | None:
-        """Intrinsics (3, 3) [px] for a picture of this size, or None."""
+        """(3, 3) from the optical frame to homogeneous pixels of what the policy sees, of this size; or None."""
         if view in self._given:
             k, size = self._given[view].intrinsics, self._given[view].size
         elif view in self._intrinsics:
             k, size = self._intrinsics[view]
         else:
             return None
+        seen = self._robot.views[view]
+        try:
+            k, size = camera_view.intrinsics(seen, k, *size), camera_view.size(seen, *size)
+        except ObservationError:
+            return None  # numbers for a picture that cannot be cropped that way are not about this one
         scale = np.diag([width / size[0], height / size[1], 1.0])
         return np.asarray(scale @ k)
 
@@ -109,6 +115,10 @@ class Cameras:
         if given is not None:
             link = self._link(given.link) if given.link else np.eye(4)
             return None if link is None else link @ pose_from_xyz_rpy((*given.xyz, *given.rpy))
+        mounted = camera_view.mount(self._robot.views[view]) if view in self._robot.views else None
+        if mounted is not None:
+            link = self._link(self._robot.views[view].mount.link)
+            return None if link is None else link @ mounted
         frame = self._frames.get(view, '')
         if frame and self._described is not None and frame in self._described.links:
             self._described.set_joints(self._joints)

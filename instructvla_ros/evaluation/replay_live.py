@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import camera_view
 from ..config import option
 from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
+from ..errors import ConfigError
 from ..geometry import Array
-from .replay_source import ChunkEvent, Event, GripperEvent, Recording, SaidEvent, StateEvent
+from .replay_source import ChunkEvent, EpisodeRecording, Event, GripperEvent, Recording, SaidEvent, StateEvent
 from .replay_trace import Judged, Trace, Track
 from .runlog import plain
 
@@ -35,9 +37,20 @@ class Playback:
 
 
 class LiveTrace:
-    """Collects a replay; ``forward`` is joints (n,) -> tcp pose (4, 4)."""
+    """Collects a replay; ``forward`` is joints (n,) -> tcp pose (4, 4).
+
+    Raises:
+        ConfigError: the nodes would crop, flip or turn the pictures of an episode a second time.
+    """
 
     def __init__(self, recording: Recording, forward: Callable[[Array], Array]) -> None:
+        twice = camera_view.changed(recording.embodiment.views)
+        if twice and isinstance(recording, EpisodeRecording):
+            raise ConfigError(
+                f'{recording.name}: the pictures of an episode are as the policy sees them, and the nodes would change '
+                f'{", ".join(twice)} again; play the bag it was built from, use `instructvla replay`, or give an '
+                'embodiment without crop, flip and rotate'
+            )
         self._recording = recording
         self._forward = recording.forward or forward
         self._lock = threading.Lock()

@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from .. import camera_view
 from ..data.episodes import Episode, Frames, Meta
 from ..datatypes import ActionChunk, Image, Reasoning, RobotState, SceneState
 from ..geometry import Array, pose_from_xyz_rpy
-from ..settings import Embodiment
+from ..settings import Embodiment, View
 
 TRANSPORT = 0.03
 """Seconds from the header stamp of a picture until the policy has it."""
@@ -37,13 +38,20 @@ class StateEvent:
 class FrameEvent:
     """A picture; ``decode`` gives uint8 RGB (H, W, 3) or raises ObservationError or DataError.
 
-    ``encoded`` gives its JPEG or PNG bytes, None for a raw picture.
+    ``encoded`` gives its JPEG or PNG bytes, None for a raw picture. ``camera``: of a recording that has the camera's
+    own pictures, what the policy sees of them; None where they were cropped, flipped and turned before.
     """
 
     stamp_ns: int
     view: str
     decode: Callable[[], Image]
     encoded: Callable[[], bytes | None] = lambda: None
+    camera: View | None = None
+
+    def seen(self) -> Image:
+        """What the policy sees, uint8 RGB (H, W, 3); raises as ``decode``."""
+        image = self.decode()
+        return image if self.camera is None else camera_view.prepare(self.camera, image)
 
 
 @dataclass(frozen=True)

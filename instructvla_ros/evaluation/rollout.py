@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from .. import camera_view
 from ..control.controller import Controller, ControllerOutput, Mode
 from ..control.kinematics import Kinematics
 from ..control.safety import trajectory_points
@@ -21,7 +22,7 @@ from ..errors import ConfigError, InstructVLAError
 from ..geometry import Array
 from ..observing import Stale, Synchronizer
 from ..policy import Policy
-from ..settings import Control, Embodiment, PolicySettings, Sim
+from ..settings import Control, Embodiment, PolicySettings, Sim, View
 from ..sim.monitor import TaskMonitor
 from ..sim.tasks import Episode
 from ..sim.trajectory import TrajectoryFollower
@@ -303,7 +304,10 @@ class _Run:
                 return
         elif max(self.next_infer, self.waiting[0] if self.waiting else 0.0) >= self.next_frame[view]:
             return  # nobody looks before the next frame, and rendering is most of the time of an episode
-        self.sync.feed(view, stamp, self.world.render(view) if self.render else _NO_IMAGE)
+        image = _NO_IMAGE
+        if self.render:
+            image = camera_view.prepare(self.embodiment.views.get(view, View()), self.world.render(view))
+        self.sync.feed(view, stamp, image)
 
     def _bumped(self) -> tuple[str, ...]:
         before, after = self.start.objects, self.scene.objects

@@ -276,12 +276,13 @@ def action_types(driver: str) -> dict[str, Any]:
 
 
 def make_gripper(node: BaseNode, embodiment: Embodiment) -> GripperDriver:
-    """The driver named by ``gripper.driver``.
+    """The driver named by ``gripper.driver``; for ``auto`` the topic.
 
     Raises:
         SetupError: its messages are not installed.
     """
     kinds = {
+        'auto': GripperDriver,
         'topic': GripperDriver,
         'franka': FrankaGripper,
         'gripper_command': CommandGripper,

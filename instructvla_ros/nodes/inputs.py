@@ -10,11 +10,12 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from instructvla_ros.msg import SimState
 
+from .. import camera_view
 from ..control.kinematics import Kinematics
 from ..datatypes import Observation
 from ..errors import ConfigError
 from ..observing import JOINT_STATES, SIM_STATE, Stale, Synchronizer
-from ..settings import Embodiment, PolicySettings
+from ..settings import Embodiment, PolicySettings, View
 from . import qos
 from .convert import scene_from_msg, stamp_from_msg
 from .convert_image import compressed_from_msg, image_from_msg
@@ -58,7 +59,7 @@ class Inputs:
             if not view.topic:
                 raise ConfigError(f'view {name!r} has no topic; set views.{name}.topic in the embodiment')
             kind = CompressedImage if view.topic.endswith('/compressed') else Image
-            listen(kind, view.topic, f'view {name}', self._image_callback(name), settings.max_view_age)
+            listen(kind, view.topic, f'view {name}', self._image_callback(name, view), settings.max_view_age)
         listen(JointState, embodiment.topics.joint_states, JOINT_STATES, self._on_joints, settings.max_state_age)
         if privileged:
             listen(SimState, SIM_STATE_TOPIC, SIM_STATE, self._on_scene, settings.max_view_age)
@@ -74,11 +75,11 @@ class Inputs:
             self._node.diagnostics.count('no observation', seen.reason, STALE)
         return seen
 
-    def _image_callback(self, view: str) -> Callable[[Any], None]:
+    def _image_callback(self, name: str, view: View) -> Callable[[Any], None]:
         def on_image(message: Any) -> None:
             decode = compressed_from_msg if isinstance(message, CompressedImage) else image_from_msg
-            image = decode(message)
-            self._note(self._sync.feed(view, stamp_from_msg(message.header.stamp), image), f'view {view}')
+            image = camera_view.prepare(view, decode(message))
+            self._note(self._sync.feed(name, stamp_from_msg(message.header.stamp), image), f'view {name}')
             self._wake()
 
         return on_image

@@ -20,7 +20,7 @@ from visualization_msgs.msg import MarkerArray
 
 from instructvla_ros.msg import ActionChunk, ControllerState, Reasoning
 
-from .. import config, resources
+from .. import camera_view, config, resources
 from ..annotate import annotate, project
 from ..control.frames import LinkFrames
 from ..errors import ConfigError, ObservationError, SetupError, suggest
@@ -87,6 +87,7 @@ class VizNode(runtime.BaseNode):
         self._executed_pub = self.create_publisher(Path, 'executed_path', qos.SENSOR_PUBLISHER)
         self._image_pub = self.create_publisher(Image, 'annotated_image', qos.SENSOR_PUBLISHER)
         self._tf_pub = self._advertise_tf()
+        self._mounts_pub = self._announce_mounts()
         self.create_subscription(Reasoning, 'reasoning', self.guard('reasoning', self._on_reasoning), qos.REASONING)
         self.create_subscription(
             String,
@@ -105,13 +106,25 @@ class VizNode(runtime.BaseNode):
             return None
         return self.create_publisher(TFMessage, '/tf', qos.TRANSFORMS)
 
+    def _announce_mounts(self) -> Any:
+        """Put cameras whose place is configured on /tf_static; on /tf they are among the links already."""
+        mounts = camera_view.mounts(self._embodiment.views)
+        if not mounts or self._visual.publish_tf or TFMessage is None:
+            return None
+        stamp, found = self.now_ns(), []
+        for frame, (link, pose) in mounts.items():
+            found += transforms_to_msg({frame: pose}, link, stamp)
+        publisher = self.create_publisher(TFMessage, '/tf_static', qos.LATCHED)
+        publisher.publish(TFMessage(transforms=found))
+        return publisher
+
     # -- what arrives ---------------------------------------------------------------------------------------------
 
     def _on_reasoning(self, message: Reasoning) -> None:
         self._board.on_reasoning(reasoning_from_msg(message))
 
     def _on_description(self, message: String) -> None:
-        self._frames = LinkFrames(message.data, self._base)
+        self._frames = LinkFrames(message.data, self._base, camera_view.mounts(self._embodiment.views))
 
     def _on_chunk(self, message: ActionChunk) -> None:
         chunk = chunk_from_msg(message)
@@ -223,14 +236,17 @@ class VizNode(runtime.BaseNode):
             return
         self._next_image = now + 1.0 / self._visual.image_rate
         rgb = compressed_from_msg(message) if isinstance(message, CompressedImage) else image_from_msg(message)
-        frame_id = message.header.frame_id or self._view.frame_id
+        width, height = rgb.shape[1], rgb.shape[0]
+        rgb = camera_view.prepare(self._view, rgb)  # what the policy sees
+        mounted = self._view.frame_id if self._view.mount.link else ''
+        frame_id = mounted or message.header.frame_id or self._view.frame_id
         said = self._board.thought
         small = self._board.caption(said) if said is not None else ''
         pixels = openness = None
         prediction = self._board.prediction
         if prediction is not None:
             chunk, path = prediction
-            camera = self._camera(frame_id, rgb.shape[1], rgb.shape[0])
+            camera = self._camera(frame_id, width, height)
             small = f'{small}   chunk {chunk.id}' if said is None or chunk.reasoning_id != said.id else small
             if isinstance(camera, str):
                 small = f'{small}   (no path: {camera})'
@@ -245,12 +261,17 @@ class VizNode(runtime.BaseNode):
         self.diagnostics.latency('annotate', time.monotonic() - now)
 
     def _camera(self, frame_id: str, width: int, height: int) -> tuple[Array, Array] | str:
-        """Intrinsics (3, 3) and T_base_optical (4, 4) of the camera, or why they are not known."""
+        """(3, 3) into the prepared picture and T_base_optical (4, 4) of the camera, or why they are not known.
+
+        Args:
+            width, height: of the camera's own picture [px].
+        """
         if self._intrinsics is None:
             return f'no camera info on {self._view.info_topic or "any topic"}'
         k, info_width, info_height = self._intrinsics
         if (info_width, info_height) != (width, height):
             return f'the camera info is for {info_width} x {info_height}, the image has {width} x {height}'
+        k = camera_view.intrinsics(self._view, k, width, height)
         if self._frames is None:
             return f'no robot description on {self._embodiment.topics.robot_description}'
         try:

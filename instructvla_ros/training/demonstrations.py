@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import camera_view
 from ..config import option
 from ..control.kinematics import Kinematics
 from ..data.episodes import Episode, Frames, Meta
@@ -21,7 +22,7 @@ from ..errors import TaskError
 from ..evaluation.rollout import run_episode
 from ..geometry import Array, delta_between, pose_from_xyz_rpy, xyz_rpy_from_pose
 from ..policy import make_chunk
-from ..settings import Control, Embodiment, PolicySettings, Randomization, Sim
+from ..settings import Control, Embodiment, PolicySettings, Randomization, Sim, View
 from ..sim.camera import CameraModel
 from ..sim.expert import ScriptedExpert
 from ..sim.relations import tray_centre
@@ -102,7 +103,7 @@ class DisturbedExpert:
         if scene is None:
             raise TaskError('demonstrations need the ground truth of the simulator')
         plan = self._expert.plan(scene, observation.instruction)
-        points = {v: project(self._world.camera(v), scene) for v in observation.views}
+        points = {v: project(seen_camera(self._world, v), scene) for v in observation.views}
         seen = replace(observation, views={v: reduce(i) for v, i in observation.views.items()}, privileged=None)
         steps = np.asarray(plan.steps, np.float64)
         self.samples.append(Sample(seen, scene, steps, plan.sentence, plan.phase, plan.done, points))
@@ -136,6 +137,14 @@ def reduce(image: Image) -> Image:
     h, w = image.shape[0] // REDUCE, image.shape[1] // REDUCE
     cells = image[: h * REDUCE, : w * REDUCE].reshape(h, REDUCE, w, REDUCE, 3).astype(np.uint16)
     return np.asarray((cells.sum((1, 3)) + 2) // (REDUCE * REDUCE), np.uint8)
+
+
+def seen_camera(world: World, view: str) -> CameraModel:
+    """The camera of a view for pixels of what the policy sees of it."""
+    camera, seen = world.camera(view), world.embodiment.views.get(view, View())
+    k = camera_view.intrinsics(seen, camera.K, camera.width, camera.height)
+    width, height = camera_view.size(seen, camera.width, camera.height)
+    return replace(camera, K=k, width=width, height=height)
 
 
 def project(camera: CameraModel, scene: SceneState) -> Array:
@@ -237,12 +246,16 @@ def still_life(task: Task, world: World, embodiment: Embodiment, kinematics: Kin
         destination=task.destination,
         instruction=task.instruction,
     )
-    views = {c.view: world.render(c.view) for c in world.sim.cameras if c.view in embodiment.views}
+    views = {
+        c.view: camera_view.prepare(embodiment.views[c.view], world.render(c.view))
+        for c in world.sim.cameras
+        if c.view in embodiment.views
+    }
     tcp = kinematics.forward(state.q)
     proprio = np.zeros(8)
     proprio[:6], proprio[7] = xyz_rpy_from_pose(tcp), state.gripper
     seen = Observation(1, {v: reduce(i) for v, i in views.items()}, proprio, state.q, state.dq, '', task.instruction)
-    points = {v: project(world.camera(v), scene) for v in views}
+    points = {v: project(seen_camera(world, v), scene) for v in views}
     sample = Sample(seen, scene, np.zeros((1, 7)), '', 'still', False, points)
     return to_episode(task, [sample], period, None, 95)
 
