@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from .errors import SetupError
 
 PACKAGE = 'instructvla_ros'
+TINY = 'tiny'
+LEARNED = ('pick', 'put')  # tasks of the simulator that it has learned
 
 
 def share_directory() -> Path:
@@ -58,6 +61,19 @@ def shipped_models() -> dict[str, Path]:
     """Checkpoints that come with the package, by name."""
     folder = share_directory() / 'models'
     return {p.name: p for p in sorted(folder.glob('*')) if (p / 'config.json').is_file()}
+
+
+def choose_policy(task: str, policy: str = 'auto', checkpoint: str = '') -> tuple[str, str]:
+    """Who decides in the simulator, and with which checkpoint.
+
+    ``auto`` is a checkpoint that was named; else the one that comes with the package, for the tasks it has learned and
+    where PyTorch is installed; else the scripted expert, which reads the ground truth. ``instructvla`` without a
+    checkpoint takes the one of the package too.
+    """
+    if policy == 'auto':
+        shipped = task in LEARNED and TINY in shipped_models() and importlib.util.find_spec('torch') is not None
+        policy = 'instructvla' if checkpoint or shipped else 'expert'
+    return policy, (checkpoint or TINY) if policy == 'instructvla' else checkpoint
 
 
 def transport_profile() -> Path:

@@ -1,6 +1,6 @@
 """Bring up the robot (simulated or real), the controller and the policy.
 
-    ros2 launch instructvla_ros franka.launch.py                       # simulator, scripted expert
+    ros2 launch instructvla_ros franka.launch.py                       # simulator, the checkpoint of this package
     ros2 launch instructvla_ros franka.launch.py robot:=real policy:=instructvla checkpoint:=/path/to/run
 
     ros2 launch instructvla_ros franka.launch.py robot:=fake           # MoveIt with mock hardware, a Panda
@@ -9,6 +9,8 @@
 driver) to be running, or starts that of the arm when ``robot_ip`` is given; it moves nothing until ``dry_run:=false``
 and the service ``/instructvla/enable`` are given.
 """
+
+from collections.abc import Callable
 
 from launch.actions import (
     DeclareLaunchArgument,
@@ -38,7 +40,11 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
+from instructvla_ros import config
+from instructvla_ros.errors import InstructVLAError
+from instructvla_ros.resources import choose_policy, config_file
+from instructvla_ros.settings import Embodiment
+from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'instructvla_ros'
 
@@ -53,6 +59,57 @@ def chosen(name: str, otherwise: Substitution) -> Substitution:
     return IfElseSubstitution(
         EqualsSubstitution(LaunchConfiguration(name), 'auto'), otherwise, LaunchConfiguration(name)
     )
+
+
+class InContext(Substitution):
+    """Text that a function makes of the launch arguments."""
+
+    def __init__(self, decide: Callable[[Callable[[str], str]], str]) -> None:
+        super().__init__()
+        self._decide = decide
+
+    def describe(self) -> str:
+        return f'{self._decide.__name__}()'
+
+    def perform(self, context: LaunchContext) -> str:
+        return self._decide(lambda name: LaunchConfiguration(name).perform(context))
+
+
+def brain(given: Callable[[str], str]) -> tuple[str, str]:
+    """Policy and checkpoint: in the simulator as the demo, on a robot only what was named."""
+    policy, checkpoint = given('policy'), given('checkpoint')
+    if given('robot') == 'sim':
+        return choose_policy(given('task'), policy, checkpoint)
+    if policy == 'auto':
+        policy = 'instructvla' if checkpoint else 'hold'
+    return policy, checkpoint
+
+
+def policy_of(given: Callable[[str], str]) -> str:
+    return brain(given)[0]
+
+
+def checkpoint_of(given: Callable[[str], str]) -> str:
+    return brain(given)[1]
+
+
+def embodiment_of(given: Callable[[str], str]) -> str:
+    usual = 'panda.yaml' if given('robot') == 'fake' else 'franka.yaml'
+    return usual if given('embodiment') == 'auto' else given('embodiment')
+
+
+def gripper_of(given: Callable[[str], str]) -> str:
+    """The driver that was named, else that of the embodiment, else the usual one of the arm."""
+    robot = given('robot')
+    if given('gripper') != 'auto':
+        return given('gripper')
+    if robot == 'sim':
+        return 'topic'  # the simulator hears nothing else
+    try:
+        driver = config.load(Embodiment, config_file(embodiment_of(given))).gripper.driver
+    except InstructVLAError:
+        return 'auto'  # the node says what is wrong with the file
+    return driver if driver != 'auto' else {'real': 'franka', 'fake': 'gripper_command'}[robot]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -81,8 +138,8 @@ def generate_launch_description() -> LaunchDescription:
             'gripper',
             default_value='auto',
             choices=['auto', 'topic', 'franka', 'gripper_command', 'parallel_gripper_command'],
-            description='who moves the fingers; auto: topic in the simulator, franka on the real arm, gripper_command '
-            'for fake',
+            description='who moves the fingers; auto: topic in the simulator, else gripper.driver of the embodiment; '
+            'where that is auto too, franka on the real arm and gripper_command for fake',
         ),
         DeclareLaunchArgument(
             'namespace', default_value='/instructvla', description='of our nodes; topics of the robot keep their names'
@@ -96,10 +153,13 @@ def generate_launch_description() -> LaunchDescription:
             'policy',
             default_value='auto',
             choices=['auto', 'hold', 'expert', 'instructvla'],
-            description='who decides; expert reads simulator state and cannot run on a robot; auto: expert in the '
-            'simulator, hold on a robot',
+            description='who decides; expert reads simulator state and cannot run on a robot; auto: the checkpoint if '
+            'one is named; else in the simulator the checkpoint of this package for the tasks pick and put, the expert '
+            'for others, and on a robot hold',
         ),
-        DeclareLaunchArgument('checkpoint', default_value='', description='run directory or hub id for instructvla'),
+        DeclareLaunchArgument(
+            'checkpoint', default_value='', description="run directory, hub id, or 'tiny', for instructvla"
+        ),
         DeclareLaunchArgument('device', default_value='auto', description='auto, cpu, cuda, cuda:1, ...'),
         DeclareLaunchArgument(
             'reasoning',
@@ -159,8 +219,7 @@ def generate_launch_description() -> LaunchDescription:
             description='Fast DDS profile; the default one is too small for camera images',
         ),
     ]
-    embodiment = chosen('embodiment', IfElseSubstitution(fake, 'panda.yaml', 'franka.yaml'))
-    common = {'embodiment': value(embodiment, str), 'use_sim_time': value('use_sim_time', bool)}
+    common = {'embodiment': value(InContext(embodiment_of), str), 'use_sim_time': value('use_sim_time', bool)}
     log = ['--log-level', LaunchConfiguration('log_level')]
 
     def node(executable: str, *parameters: dict, condition: IfCondition | None = None) -> Node:
@@ -175,8 +234,8 @@ def generate_launch_description() -> LaunchDescription:
         )
 
     thinking = {
-        'policy': value(chosen('policy', IfElseSubstitution(simulated, 'expert', 'hold')), str),
-        'checkpoint': value('checkpoint', str),
+        'policy': value(InContext(policy_of), str),
+        'checkpoint': value(InContext(checkpoint_of), str),
         'device': value('device', str),
         'reasoning': value('reasoning', str),
     }
@@ -184,14 +243,13 @@ def generate_launch_description() -> LaunchDescription:
         'sim_node', {'task': value('task', str), 'seed': value('seed', int)}, condition=IfCondition(simulated)
     )
     enabled = chosen('enable', NotSubstitution(real))
-    by_robot = IfElseSubstitution(simulated, 'topic', IfElseSubstitution(real, 'franka', 'gripper_command'))
     controller = node(
         'controller_node',
         {
             'dry_run': value(chosen('dry_run', real), bool),
             'start_enabled': value(enabled, bool),
             'backend': value(chosen('controller', IfElseSubstitution(fake, 'moveit', 'direct')), str),
-            'gripper_driver': value(chosen('gripper', by_robot), str),
+            'gripper_driver': value(InContext(gripper_of), str),
         },
     )
     policy = node('policy_node', thinking)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..resources import shipped_models
+from ..resources import choose_policy
 
 ORDER = 1
 HELP = 'a simulated Franka obeys a sentence; ends with a report'
@@ -30,7 +30,6 @@ EXAMPLES = (
     'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
 )
 DEFAULT = 'put the red cube in the bowl'
-TINY, LEARNED = 'tiny', ('pick', 'put')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
     session.require_ros()
     request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
-    _choose_policy(arguments, request.task)
+    arguments.policy, arguments.checkpoint = choose_policy(request.task, arguments.policy, arguments.checkpoint)
     options = session.GraphOptions(
         policy=arguments.policy,
         checkpoint=arguments.checkpoint,
@@ -107,15 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
-
-
-def _choose_policy(arguments: argparse.Namespace, task: str) -> None:
-    """Settle ``auto`` and an unnamed checkpoint; the facts of the report name what was chosen."""
-    if arguments.policy == 'auto':
-        learned = arguments.checkpoint or (task in LEARNED and TINY in shipped_models())
-        arguments.policy = 'instructvla' if learned else 'expert'
-    if arguments.policy == 'instructvla' and not arguments.checkpoint:
-        arguments.checkpoint = TINY
 
 
 def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:

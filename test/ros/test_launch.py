@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ import pytest
 pytest.importorskip('launch', reason='launch is not on the package index: part of a full ROS 2 install')
 pytest.importorskip('launch_ros', reason='launch_ros is not on the package index: part of a full ROS 2 install')
 
+import yaml  # noqa: E402
 from launch.actions import DeclareLaunchArgument  # noqa: E402
 from launch_ros.actions import Node  # noqa: E402
 from launching import module_of, started_by  # noqa: E402
 
+from instructvla_ros import config, resources  # noqa: E402
+from instructvla_ros.settings import Embodiment  # noqa: E402
 from launch import LaunchContext  # noqa: E402
 
 FILE = Path(__file__).resolve().parents[2] / 'launch' / 'franka.launch.py'
@@ -39,10 +44,10 @@ def test_every_argument_is_described():
         assert argument.description and argument.description != 'no description given', argument.name
 
 
-def test_the_simulator_comes_with_the_expert_and_moves():
+def test_the_simulator_comes_with_the_checkpoint_of_the_package_and_moves():
     nodes = started()
     assert set(nodes) == {'sim_node', 'controller_node', 'policy_node', 'viz_node'}
-    assert nodes['policy_node']['policy'] == 'expert'
+    assert (nodes['policy_node']['policy'], nodes['policy_node']['checkpoint']) == ('instructvla', 'tiny')
     assert nodes['controller_node'] == {
         'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True,
         'backend': 'direct', 'gripper_driver': 'topic',
@@ -78,6 +83,50 @@ def test_our_nodes_take_the_namespace_and_rviz_does_not():
             entity._perform_substitutions(context)
             ours = entity.node_package == 'instructvla_ros'
             assert ('/left' in (entity.expanded_node_namespace or '')) is ours, entity.node_executable
+
+
+@pytest.mark.parametrize(
+    'given, policy, checkpoint',
+    [
+        ({'task': 'pick'}, 'instructvla', 'tiny'),
+        ({'task': 'stack'}, 'expert', ''),
+        ({'task': 'stack', 'checkpoint': '/runs/a'}, 'instructvla', '/runs/a'),
+        ({'policy': 'expert'}, 'expert', ''),
+        ({'policy': 'hold'}, 'hold', ''),
+        ({'policy': 'instructvla', 'task': 'stack'}, 'instructvla', 'tiny'),
+        ({'robot': 'real'}, 'hold', ''),
+        ({'robot': 'real', 'checkpoint': '/runs/a'}, 'instructvla', '/runs/a'),
+        ({'robot': 'fake'}, 'hold', ''),
+    ],
+)
+def test_who_decides(given, policy, checkpoint):
+    for node in ('policy_node', 'reasoning_node'):
+        said = started(reasoning='separate', **given)[node]
+        assert (said['policy'], said['checkpoint']) == (policy, checkpoint)
+
+
+def test_without_pytorch_the_expert_shows_the_simulator(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None)
+    assert resources.choose_policy('put') == ('expert', '')
+    assert resources.choose_policy('put', 'auto', 'mine') == ('instructvla', 'mine')
+
+
+@pytest.mark.parametrize('robot, usual', [('sim', 'topic'), ('real', 'franka'), ('fake', 'gripper_command')])
+def test_the_gripper_is_that_of_the_embodiment(robot, usual, tmp_path):
+    def driver(**arguments: str) -> str:
+        return started(robot=robot, **arguments)['controller_node']['gripper_driver']
+
+    assert driver() == usual
+    own = config.load(Embodiment, resources.config_file('franka.yaml'))
+    own = config.replace(own, gripper=config.replace(own.gripper, driver='parallel_gripper_command'))
+    file = tmp_path / 'own.yaml'
+    file.write_text(yaml.safe_dump(config.to_dict(own)))
+    expected = 'topic' if robot == 'sim' else 'parallel_gripper_command'  # the simulator hears nothing else
+    assert driver(embodiment=str(file)) == expected
+    assert driver(embodiment=str(file), gripper='franka') == 'franka'
+    file.write_text('gripper: {driver: fingers}')
+    assert driver(embodiment=str(file)) == ('topic' if robot == 'sim' else 'auto'), 'the node says what is wrong'
 
 
 @pytest.mark.parametrize(
