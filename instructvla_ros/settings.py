@@ -373,6 +373,8 @@ class Visual:
     thoughts: int = option(6, 'earlier sentences beside the workspace', ge=0, le=20)
     view: str = option('third_person', 'view that annotated_image is made from')
     image_rate: float = option(5.0, 'annotated images per second at most', unit='Hz', ge=0.1, le=30.0)
+    overlay: bool = option(True, 'text over the picture of RViz, where rviz_2d_overlay_msgs is installed')
+    overlay_size: float = option(14.0, 'height of its letters', unit='px', ge=6.0, le=72.0)
     publish_tf: bool = option(
         False, 'publish the links of the robot on /tf; only where no robot_state_publisher runs'
     )

@@ -39,6 +39,7 @@ from .convert import (
 from .convert_image import ImageWriter, compressed_from_msg, image_from_msg
 from .convert_visual import markers_to_msg, path_to_msg, pose_stamped_to_msg, transforms_to_msg
 from .diagnostics import OK, WARN
+from .viz_overlay import Overlay
 
 try:
     from tf2_msgs.msg import TFMessage
@@ -86,6 +87,7 @@ class VizNode(runtime.BaseNode):
         self._predicted_pub = self.create_publisher(Path, 'predicted_path', qos.LATCHED)
         self._executed_pub = self.create_publisher(Path, 'executed_path', qos.SENSOR_PUBLISHER)
         self._image_pub = self.create_publisher(Image, 'annotated_image', qos.SENSOR_PUBLISHER)
+        self._overlay = Overlay(self.create_publisher, self._visual)
         self._tf_pub = self._advertise_tf()
         self._mounts_pub = self._announce_mounts()
         self.create_subscription(Reasoning, 'reasoning', self.guard('reasoning', self._on_reasoning), qos.REASONING)
@@ -169,7 +171,7 @@ class VizNode(runtime.BaseNode):
 
     def _tick(self) -> None:
         publishers = (self._markers_pub, self._predicted_pub, self._executed_pub)
-        watched = any(p.get_subscription_count() > 0 for p in publishers)
+        watched = self._overlay.watched or any(p.get_subscription_count() > 0 for p in publishers)
         pictured = self._image_pub.get_subscription_count() > 0
         moving = self._tf_pub is not None and self._tf_pub.get_subscription_count() > 0
         self._listen(watched or pictured, pictured, moving)
@@ -180,6 +182,8 @@ class VizNode(runtime.BaseNode):
             self._cleared = True
         else:
             self._board.advance(now)
+        said = self._board.thought
+        self._overlay.show(said.text if said else '', self._board.caption(said) if said else '', now)
         if watched:
             self._publish_paths()
         if moving and self._frames is not None and self._joints_ns:
