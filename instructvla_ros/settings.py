@@ -272,6 +272,12 @@ class PolicySettings:
     revision: str = option('', 'revision of the checkpoint; empty: newest')
     device: str = option('auto', "'auto', 'cpu', 'cuda', 'cuda:1', ...")
     dtype: str = option('auto', 'number format', choices=('auto', 'float32', 'bfloat16'))
+    capture: str = option(
+        'auto',
+        "'auto' records CUDA graphs on a GPU; 'off' never does; 'on' takes their fixed shapes without a GPU as well",
+        choices=('auto', 'on', 'off'),
+    )
+    compile: bool = option(False, 'pass the model through torch.compile: minutes at the start, needs a C++ compiler')
     chunk_rate: float = option(5.0, 'chunks per second at most', unit='Hz', ge=0.1, le=100.0)
     step_period: float = option(0.1, 'time between two steps of a chunk', unit='s', ge=0.01, le=2.0)
     horizon: int = option(8, 'steps of a chunk', ge=1, le=128)

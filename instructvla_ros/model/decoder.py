@@ -21,12 +21,14 @@ class KVCache:
     """Keys and values of every layer in buffers of fixed capacity; ``length`` says how much is valid.
 
     Cropping is setting ``length``. Buffers never move, so their addresses may be captured in a CUDA graph.
+
+    Args:
+        data: (layers, 2, B, heads, capacity, dim).
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, dim: int, like: Tensor) -> None:
-        shape = (layers, 2, batch, heads, capacity, dim)
-        self.data = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.capacity = capacity
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+        self.capacity = data.shape[4]
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,10 +46,37 @@ class KVCache:
         self.data[layer, 1, :, :, self.length : end] = value
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
 
+    def advance(self, count: int) -> None:
+        """Count the positions that a pass has appended to every layer."""
+        self.length += count
+
     def copy_prefix(self, other: KVCache, length: int) -> None:
         """Take over the first ``length`` positions of another cache."""
         self.data[:, :, :, :, :length] = other.data[:, :, :, :, :length]
         self.length = length
+
+
+class PlacedCache(KVCache):
+    """A cache written at the places a tensor names. Whole buffers are returned: a mask has to say what is valid.
+
+    No size depends on a number that only the host knows, so a captured pass may go on anywhere.
+
+    Args:
+        data: as of :class:`KVCache`. places: (N,) positions that the N tokens of the next pass take.
+    """
+
+    def __init__(self, data: Tensor, places: Tensor) -> None:
+        super().__init__(data)
+        self.places = places
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, heads, N, dim) at the places and return the whole buffers."""
+        self.data[layer, 0].index_copy_(2, self.places, key)
+        self.data[layer, 1].index_copy_(2, self.places, value)
+        return self.data[layer, 0], self.data[layer, 1]
+
+    def advance(self, count: int) -> None:
+        """The places already say where a pass goes."""
 
 
 class Decoder(nn.Module):
@@ -79,7 +108,8 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
         """Empty cache for ``capacity`` positions with dtype and device of ``like``."""
-        return KVCache(len(self.layers), batch, self.kv_heads, capacity, self.head_dim, like)
+        shape = (len(self.layers), 2, batch, self.kv_heads, capacity, self.head_dim)
+        return KVCache(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin (..., 1, N, head_dim) of positions (..., N); frequencies in float32 whatever the weights are."""
@@ -137,7 +167,7 @@ class Decoder(nn.Module):
             else:
                 x = self._layer(*args)
         if cache is not None:
-            cache.length = past + n
+            cache.advance(n)
         out: Tensor = self.norm(x)
         return out
 

@@ -83,18 +83,16 @@ class FastPath:
             on_token: called with every token of row 0 as it is chosen.
             stop: asked before every token; True ends the sentence early.
         """
-        vlm, config = self.model.vlm, self.model.config
+        config = self.model.config
         first_query = config.language.vocab_size
         out: list[list[int]] = [[] for _ in range(len(ids))]
         done = [False] * len(ids)
-        hidden = self._read(session, ids, self._last(ids))
+        scores, token = self._choose(self._read(session, ids, self._last(ids)))
         for step in range(limit or config.max_new_tokens):
             if stop is not None and stop():
                 break
-            scores = vlm.logits(hidden[:, -1])
             if logits is not None:
                 logits.append(scores)
-            token = scores.argmax(-1)
             chosen = token.tolist()  # the one synchronisation per token
             for row, value in enumerate(chosen):
                 if not done[row]:
@@ -104,7 +102,7 @@ class FastPath:
                 on_token(chosen[0])
             if all(done) or step + 1 == (limit or config.max_new_tokens):
                 break
-            hidden = self._extend(session, token[:, None], vlm.lookup(token[:, None]), None)
+            scores, token = self._next(session, token)
         return out
 
     @torch.no_grad()
@@ -113,6 +111,16 @@ class FastPath:
         rows = self.model.vlm.query_rows(ids)
         ids = ids[:, : int(rows.max()) + 1]  # nothing behind the queries can influence them
         return self._read(session, ids, rows)
+
+    def _choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, vocabulary) of the last of hidden states (B, n, d), and the best token (B,)."""
+        scores = self.model.vlm.logits(hidden[:, -1])
+        return scores, scores.argmax(-1)
+
+    def _next(self, session: Session, token: Tensor) -> tuple[Tensor, Tensor]:
+        """Append tokens (B,) and choose the ones that follow."""
+        ids = token[:, None]
+        return self._choose(self._extend(session, ids, self.model.vlm.lookup(ids), None))
 
     def _read(self, session: Session, ids: Tensor, rows: Tensor) -> Tensor:
         """Hidden states (B, R, d) at ``rows`` of ids (B, N), continuing from the common prefix with the session."""

@@ -20,9 +20,12 @@ from ..geometry import pose_from_xyz_rpy
 from ..settings import Embodiment, PolicySettings
 from .checkpoint import Bundle
 from .checkpoint import load as load_checkpoint
-from .fast import FastPath, Session, merge_adapters
+from .fast import Session, merge_adapters
+from .graphs import upload
 from .images import dino_pixels, join_views, siglip_pixels
 from .realtime import Continuation
+from .static import make_engine, make_lanes
+from .warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
     if device.type == 'cpu' and 'OMP_NUM_THREADS' not in os.environ:
         if sum(p.numel() for p in bundle.model.parameters()) < _SMALL:
             torch.set_num_threads(1)
-    if device.type == 'cuda':
+    if device.type == 'cuda' or settings.compile:
         policy.warm_up()
     log.info(
         'loaded %s (%s) on %s in %s, %.1f s',
@@ -135,7 +138,8 @@ class InstructVLAPolicy:
         self._bundle, self._settings, self._embodiment = bundle, settings, embodiment
         self._statistics = bundle.dataset(settings.dataset)
         merge_adapters(bundle.model)
-        self._engine = FastPath(bundle.model)
+        self._engine = make_engine(bundle.model, settings.capture, settings.compile)
+        self._lanes = make_lanes(self._engine, urgent='chunk')
         self._continuation = Continuation(
             settings.realtime,
             settings.realtime_beta,
@@ -153,7 +157,7 @@ class InstructVLAPolicy:
             self._epoch += 1
             self._thought: _Thought | None = None
             self._uses = 0
-            self._said: tuple[str, int, Session, str] | None = None
+            self._said: tuple[str, int, Session | None, str] | None = None
             self._generator = torch.Generator().manual_seed(self._settings.seed)
             self._continuation.reset()
 
@@ -162,24 +166,31 @@ class InstructVLAPolicy:
         if not self._bundle.config.reasons:
             return None
         prompt = self._bundle.prompts.reason(observation.instruction)
-        return self._speak(observation, prompt, observation.instruction, ReasoningKind.PLAN)
+        with self._lanes('sentence'):
+            return self._speak(observation, prompt, observation.instruction, ReasoningKind.PLAN)
 
     def answer(self, observation: Observation, question: str) -> Reasoning:
         """Answer a question about the image, in the model's words."""
         prompt = self._bundle.prompts.question(question)
-        return self._speak(observation, prompt, question, ReasoningKind.ANSWER)
+        with self._lanes('answer'):
+            return self._speak(observation, prompt, question, ReasoningKind.ANSWER)
 
     def infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
         """Next steps. The latent is computed anew every ``latent_period`` calls, and for a new instruction."""
+        with self._lanes('chunk'):
+            return self._infer(observation, reasoning)
+
+    def _infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
         started = time.perf_counter()
         with self._lock:
             epoch, thought, uses = self._epoch, self._thought, self._uses
             noise = self._bundle.model.noise(1, self._generator)
             guide = self._continuation.guide(observation.stamp_ns, observation.instruction)
-        frame = self._frame(observation)
+        frame, session = self._frame(observation), None
         stale = thought is None or thought.instruction != observation.instruction
         if thought is None or stale or uses >= self._settings.latent_period:
-            thought, uses = self._conclude(frame, observation.instruction, reasoning), 0
+            thought, session = self._conclude(frame, observation.instruction, reasoning)
+            uses = 0
         raw = self._engine.chunk(
             thought.latent,
             frame.views,
@@ -189,6 +200,7 @@ class InstructVLAPolicy:
             guide=guide if self._settings.realtime == 'guided' else None,
         )
         normalized = self._statistics.finish(raw[0].double().cpu().numpy())
+        del session  # not earlier: memory of the thread that said the sentence, until the device is done with it
         normalized = self._continuation.finish(normalized, guide)
         steps = self._statistics.unnormalize(normalized)
         latency = time.perf_counter() - started
@@ -228,8 +240,15 @@ class InstructVLAPolicy:
             instruction='warm up',
         )
         log.info('warming up ...')
+        warm_up(
+            self._engine,
+            self._bundle,
+            steps=self._settings.euler_steps,
+            guided=self._settings.realtime == 'guided',
+            beta=self._settings.realtime_beta,
+            say=log.info,
+        )
         self.infer(observation, self.think(observation))
-        self.infer(observation, None)
         self.reset()
         self._continuation.reset(latencies=True)
 
@@ -273,8 +292,8 @@ class InstructVLAPolicy:
                     self._said = (reasoning.id, observation.stamp_ns, session, fed)
         return reasoning
 
-    def _conclude(self, frame: _Frame, instruction: str, reasoning: Reasoning | None) -> _Thought:
-        """Latent of this frame; the caches of the sentence are used when it was said about the same frame."""
+    def _conclude(self, frame: _Frame, instruction: str, reasoning: Reasoning | None) -> tuple[_Thought, Session]:
+        """Latent of this frame, and the session it was read in: the sentence's when it is about this frame."""
         response, reasoning_id, session = None, '', None
         if (
             reasoning is not None
@@ -286,13 +305,13 @@ class InstructVLAPolicy:
             with self._lock:
                 if self._said is not None and self._said[0] == reasoning.id:
                     _, stamp, said_session, response = self._said
-                    if stamp == frame.stamp_ns and said_session.length:
+                    if stamp == frame.stamp_ns:
                         session = said_session
                         # One thread at a time writes into a session: it now belongs to this call.
-                        self._said = (reasoning.id, -1, Session(session.images, session.ids[:, :0]), response)
+                        self._said = (reasoning.id, stamp, None, response)
         ids = torch.from_numpy(self._bundle.prompts.action(instruction, response))[None].to(self._bundle.model.device)
-        latent = self._engine.latent(session or self._engine.begin(frame.pixels), ids)
-        return _Thought(latent, instruction, reasoning_id)
+        session = session or self._engine.begin(frame.pixels)
+        return _Thought(self._engine.latent(session, ids), instruction, reasoning_id), session
 
     def _frame(self, observation: Observation) -> _Frame:
         config, device = self._bundle.config, self._bundle.model.device
@@ -307,11 +326,11 @@ class InstructVLAPolicy:
         proprio = None
         if config.proprio:
             normalized = self._statistics.normalize_proprio(observation.proprio).astype(np.float32)
-            proprio = torch.from_numpy(normalized)[None].to(device)
+            proprio = upload(torch.from_numpy(normalized)[None], device)
         return _Frame(
             observation.stamp_ns,
-            torch.from_numpy(pixels)[None].to(device),
-            torch.from_numpy(views)[None].to(device),
+            upload(torch.from_numpy(pixels)[None], device),
+            upload(torch.from_numpy(views)[None], device),
             proprio,
         )
 

@@ -120,9 +120,22 @@ def sample_guided(
     horizon = noise.shape[1]
     if execution_steps >= horizon or beta <= 0.0:
         return integrate(velocity, noise, steps, trace)
+    weights = torch.from_numpy(per_number(soft_mask(horizon, delay_steps, execution_steps)))
+    previous, weights = (v.to(noise.device, torch.float32) for v in (previous, weights))
+    return pulled(velocity, noise, previous, weights, beta, steps, trace)
+
+
+def pulled(
+    velocity: Velocity,
+    noise: Tensor,
+    previous: Tensor,
+    weights: Tensor,
+    beta: float,
+    steps: int,
+    trace: list[Tensor] | None = None,
+) -> Tensor:
+    """The loop of :func:`sample_guided` with the weights (H, 7) of the guidance as a tensor."""
     x = noise.float()
-    weights = torch.from_numpy(per_number(soft_mask(horizon, delay_steps, execution_steps))).to(x.device, x.dtype)
-    previous = previous.to(x.device, x.dtype)
     for k in range(steps):
         v, pull = guidance(velocity, x, k / steps, previous, weights)
         if trace is not None:
