@@ -23,7 +23,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from ..errors import InstructVLAError
 from ..resources import config_file
-from . import params
+from . import logs, params
 from .diagnostics import ERROR, WARN, Diagnostics
 
 NAMESPACE = '/instructvla'
@@ -145,6 +145,7 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
         try:
             use_transport_profile()
             rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+            logs.forward()
             rest = rclpy.utilities.remove_ros_args(argv)[1:]
             if rest:
                 return _refuse(f'unknown argument {rest[0]!r}; parameters are given as --ros-args -p name:=value')
