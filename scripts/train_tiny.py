@@ -25,7 +25,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('--out', type=Path, default=Path('runs/tiny'))
     add('--scenes', type=int, default=5000, help='pictures of scenes for stage 0')
-    add('--demonstrations', type=int, default=1200)
+    add('--demonstrations', type=int, default=900)
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that make demonstrations')
     add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
     add('--set', nargs='+', default=[], metavar='STAGE.KEY=VALUE', help='for example stage1.steps=100')

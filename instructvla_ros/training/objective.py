@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..model.flow import target_velocity
 from ..model.instructvla import Batch, InstructVLA, Losses
 from .examples import Labels
 from .grounding import Grounding
+from .precision import FloatAttention, mixed_precision
 from .settings import Training
 
 
@@ -21,12 +23,17 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.options = options
+        self.attention = FloatAttention if mixed_precision(options.precision) == 'bf16' else nullcontext
         weights = options.grounding
         self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'words', 'naming', 'latent')}
         self.grounding = Grounding(model.config, words) if any(self.weights.values()) else None
 
     def forward(self, batch: Batch, labels: Labels, general: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and its parts as detached scalars."""
+        with self.attention():
+            return self._losses(batch, labels, general)
+
+    def _losses(self, batch: Batch, labels: Labels, general: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
         losses = self.model(batch, mask_padding=self.options.mask_padding)
         parts = {'flow': losses.flow, 'ce': losses.ce}
         total = losses.total

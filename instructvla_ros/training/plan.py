@@ -11,6 +11,7 @@ from ..model.checkpoint import open_source
 from ..model.config import ModelConfig, preset
 from ..model.instructvla import InstructVLA
 from ..model.trainable import set_trainable
+from .precision import mixed_precision
 from .settings import Training
 
 GB = 1e9
@@ -84,7 +85,7 @@ def plan(options: Training) -> Plan:
     datasets = [Dataset.open(d) for d in options.datasets]
     frames = sum(d.frames for d in datasets)
     samples = options.steps * options.batch
-    width = 2 if options.precision == 'bf16' else 4
+    width = 2 if mixed_precision(options.precision) == 'bf16' else 4
     return Plan(
         options.recipe,
         options.init or options.model,

@@ -71,6 +71,8 @@ class Training:
     validate_every: int = option(500, 'steps between two validations', ge=1)
     validation_frames: int = option(256, 'frames of one validation', ge=1)
     save_every: int = option(200, 'steps between two states from which the run can go on', ge=1)
-    precision: str = option('no', 'mixed precision', choices=('no', 'bf16'))
+    precision: str = option(
+        'no', 'mixed precision; auto: bf16 where the device has instructions for it', choices=('no', 'bf16', 'auto')
+    )
     checkpoint_activations: bool = option(False, 'less memory, more time')
     seed: int = option(0, 'of everything random', ge=0)
