@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def mixed_precision(wanted: str) -> str:
-    """What to ask accelerate for: ``wanted``, where ``auto`` is bf16 if this machine multiplies it faster than float32."""
+    """What to ask accelerate for: ``wanted``; ``auto`` is bf16 if this machine has instructions for its products."""
     if wanted != 'auto':
         return wanted
     if torch.cuda.is_available():
