@@ -202,6 +202,13 @@ class MoveIt:
     elbow: float = option(
         0.3, 'check: cartesian: largest difference of a joint to our path', unit='rad', ge=0.0, le=3.14
     )
+    pipeline: str = option(
+        'ompl', 'backend moveit_py: planner of large motions', choices=('ompl', 'pilz_industrial_motion_planner')
+    )
+    config_package: str = option(
+        '', 'backend moveit_py: MoveIt configuration package, such as moveit_resources_panda_moveit_config; empty: '
+        'our own, made of the embodiment'
+    )  # fmt: skip
     planning_time: float = option(5.0, 'time to plan a large motion (home)', unit='s', ge=0.1, le=60.0)
     scene: bool = option(True, 'put table and obstacles into the planning scene at start')
     table_size: Vec3 = option((1.6, 1.6, 0.05), 'of the table; its top is at safety.table_height', unit='m', ge=0.001)
@@ -226,10 +233,11 @@ class Control:
     rate: float = option(100.0, 'controller periods per second', unit='Hz', ge=10.0, le=1000.0)
     backend: str = option(
         'direct',
-        'direct: our own kinematics and self-collision check; moveit: every chunk is also checked by move_group',
-        choices=('direct', 'moveit'),
+        'direct: our own kinematics and self-collision check; moveit: every chunk is also checked by move_group; '
+        'moveit_py: by moveit_py in a process of its own',
+        choices=('direct', 'moveit', 'moveit_py'),
     )
-    backend_fallback: bool = option(False, 'start with direct when backend moveit is not available')
+    backend_fallback: bool = option(False, 'start with direct when the backend is not available')
     strategy: str = option(
         'replace', 'what a new chunk does to the old one', choices=('replace', 'ensemble', 'blend')
     )
@@ -259,7 +267,7 @@ class Control:
     start_enabled: bool = option(False, 'enable at start-up; only for simulation')
     dry_run: bool = option(False, 'publish everything, move nothing')
     home_speed: float = option(0.2, 'share of the joint speeds on the way home', ge=0.01, le=1.0)
-    moveit: MoveIt = option(MoveIt, 'backend moveit')
+    moveit: MoveIt = option(MoveIt, 'backends moveit and moveit_py')
     safety: Safety = option(Safety, 'safety ladder')
 
 

@@ -130,9 +130,10 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'controller',
             default_value='auto',
-            choices=['auto', 'direct', 'moveit'],
+            choices=['auto', 'direct', 'moveit', 'moveit_py'],
             description='direct: our own kinematics and collision check; moveit: move_group checks every chunk and '
-            'plans large motions (docs/moveit.md); auto: moveit for fake, otherwise direct',
+            'plans large motions (docs/moveit.md); moveit_py: the same by moveit_py, without a move_group; auto: '
+            'moveit for fake, otherwise direct',
         ),
         DeclareLaunchArgument(
             'gripper',

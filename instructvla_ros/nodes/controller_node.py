@@ -36,7 +36,9 @@ from .convert_robot import JointReader, trajectory_to_msg
 from .diagnostics import OK, WARN
 from .gripper_driver import make_gripper
 from .homing import Homing
+from .moveit_asking import AskingBackend
 from .moveit_backend import MoveItBackend
+from .moveit_py_backend import MoveItPyBackend
 from .pacing import Pacer
 
 _LAST_COMMANDS = 1.0  # longest time spent braking at shutdown [s]
@@ -66,7 +68,7 @@ class ControllerNode(runtime.BaseNode):
             self, 'realtime_priority', 20, 0, 99, 'SCHED_FIFO priority of the process; 0, or not permitted: ordinary'
         )
         topics = self.embodiment.topics
-        self._moveit = self._connect_moveit() if self.settings.backend == 'moveit' else None
+        self._moveit = self._connect_moveit() if self.settings.backend != 'direct' else None
         self._controller = Controller(self.embodiment, self.settings, clearance=self._moveit)
         self._joints = JointReader(self.embodiment)
         self._state: RobotState | None = None
@@ -110,8 +112,8 @@ class ControllerNode(runtime.BaseNode):
             self._moveit.close()
             self._moveit = None
 
-    def _connect_moveit(self) -> MoveItBackend | None:
-        """move_group's part in the controller; None when it is not there and ``backend_fallback`` allows that."""
+    def _connect_moveit(self) -> AskingBackend | None:
+        """MoveIt's part in the controller; None when it is not there and ``backend_fallback`` allows that."""
 
         def answered(answer: Answer) -> None:
             for verdict in self._controller.on_answer(answer, self.now_ns()):
@@ -121,13 +123,14 @@ class ControllerNode(runtime.BaseNode):
         def took(seconds: float) -> None:
             self.diagnostics.latency('moveit check', seconds)
 
+        kind = MoveItBackend if self.settings.backend == 'moveit' else MoveItPyBackend
         try:
-            return MoveItBackend(self.embodiment, self.settings, answered, took)
+            return kind(self.embodiment, self.settings, answered, took)
         except SetupError as err:
             if not self.settings.backend_fallback:
                 raise
             self.get_logger().warning(f'{err} (backend_fallback: continuing with backend direct)')
-            self.diagnostics.condition('backend', WARN, f'direct instead of moveit: {err}')
+            self.diagnostics.condition('backend', WARN, f'direct instead of {self.settings.backend}: {err}')
             return None
 
     # -- messages and services, in the executor -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ..control.route import SETTLE_TIME, Route, check_route, straight_route
 from ..errors import InstructVLAError
 from ..settings import Control, Embodiment
 from .background import in_thread
-from .moveit_backend import MoveItBackend
+from .moveit_asking import AskingBackend
 from .runtime import BaseNode
 
 GRACE = 5.0  # s beyond the duration of the route until the answer comes in any case
@@ -35,7 +35,7 @@ class Homing:
         controller: Controller,
         embodiment: Embodiment,
         control: Control,
-        moveit: MoveItBackend | None,
+        moveit: AskingBackend | None,
     ) -> None:
         self._node, self._controller, self._moveit = node, controller, moveit
         self._embodiment, self._control = embodiment, control

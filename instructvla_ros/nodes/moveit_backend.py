@@ -1,39 +1,28 @@
-"""Backend ``moveit``: the ways of chunks are checked by move_group, large motions planned, the scene kept there.
-
-Poses become joints by our own kinematics in the controller's pace, as with ``direct``; move_group is asked once per
-chunk, by a thread of its own, and its word decides whether the chunk plays (``control/clearance.py``).
-"""
+"""Backend ``moveit``: the ways of chunks are checked by move_group, large motions planned, the scene kept there."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
 
-from ..control.bounds import Bounds
-from ..control.clearance import Answer, Question, alike, describe_contacts, joint_path
+from ..control.clearance import Answer, Question, alike, describe_contacts
 from ..control.frames import LinkFrames
-from ..control.kinematics import Kinematics
 from ..control.route import Route
 from ..control.scene import allow_contacts, scene_boxes
-from ..errors import InstructVLAError, SetupError
+from ..errors import SetupError
 from ..geometry import Array
 from ..settings import Control, Embodiment
 from . import moveit_messages as messages
+from .moveit_asking import AskingBackend
 from .moveit_link import MoveItError, MoveItLink
 
 SCENE_TIMEOUT = 5.0  # s
 NEEDED = ('check_state_validity', 'get_planning_scene', 'apply_planning_scene')
 
 
-class MoveItBackend:
-    """Answers the controller's questions (:class:`instructvla_ros.control.clearance.Clearance`) through move_group.
-
-    Args:
-        embodiment, control: configuration. answer: called with each answer, from a thread of this object.
-        latency: called with the time each answer took [s].
+class MoveItBackend(AskingBackend):
+    """Asks the services of move_group.
 
     Raises:
         SetupError: MoveIt is not installed, move_group is not there in time, or it refuses the scene.
@@ -46,18 +35,9 @@ class MoveItBackend:
         answer: Callable[[Answer], None],
         latency: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.embodiment, self.control = embodiment, control
-        self._settings = control.moveit
-        self._answer, self._latency = answer, latency
-        self.group = planning_group(embodiment, control)
-        bounds = Bounds.from_settings(embodiment, control)
-        source = Kinematics(embodiment)
-        self._kinematics = source.limited(bounds.lower, bounds.upper, bounds.velocity)
+        super().__init__(embodiment, control, answer, latency)
         self._tip = self._settings.tip or embodiment.tcp_frame
-        self._tip_offset = tcp_to_link(source.urdf, embodiment.tcp_frame, self._tip)
-        self._lock = threading.Condition()
-        self._next: tuple[Question, float] | None = None
-        self._closing = False
+        self._tip_offset = tcp_to_link(self.source.urdf, embodiment.tcp_frame, self._tip)
         self._link = MoveItLink(self._settings.namespace)
         try:
             needed = [*NEEDED, *(['compute_cartesian_path'] if self._settings.check == 'cartesian' else [])]
@@ -72,22 +52,12 @@ class MoveItBackend:
         except BaseException:
             self._link.close()
             raise
-        self._thread = threading.Thread(target=self._work, name='moveit', daemon=True)
-        self._thread.start()
+        self.start()
 
     def close(self) -> None:
         """End the thread and the calls."""
-        with self._lock:
-            self._closing = True
-            self._lock.notify()
-        self._thread.join(timeout=1.0)
+        super().close()
         self._link.close()
-
-    def ask(self, question: Question) -> None:
-        """Take a question over; a newer one replaces one that was not begun."""
-        with self._lock:
-            self._next = question, time.monotonic()
-            self._lock.notify()
 
     def apply_scene(self) -> None:
         """Put the table and the configured boxes into the planning scene.
@@ -122,31 +92,11 @@ class MoveItBackend:
         response = self._link.call('plan_kinematic_path', request, 4.0 * time_limit + 1.0)
         return messages.route_of_plan(response, joints)
 
-    # -- thread ---------------------------------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._closing or self._next is not None)
-                if self._closing:
-                    return
-                assert self._next is not None
-                (question, begun), self._next = self._next, None
-            try:
-                answer = self._judge(question, begun + self._settings.timeout)
-            except InstructVLAError as err:
-                answer = Answer(question, failure=str(err))
-            except Exception as err:  # whatever went wrong, the arm must not wait for an answer that never comes
-                answer = Answer(question, failure=f'the check of the chunk failed: {type(err).__name__}: {err}')
-            self._latency(time.monotonic() - begun)
-            self._answer(answer)
-
-    def _judge(self, question: Question, deadline: float) -> Answer:
-        path = joint_path(self._kinematics, question.q, question.poses)
-        left = max(deadline - time.monotonic(), 0.001)
+    def check(self, question: Question, path: Array, timeout: float) -> Answer:
+        """Ask about each state of the way, or about all of it as one Cartesian path."""
         if self._settings.check == 'cartesian':
-            return self._check_cartesian(question, path, left)
-        return self._check_states(question, path, left)
+            return self._check_cartesian(question, path, timeout)
+        return self._check_states(question, path, timeout)
 
     def _check_states(self, question: Question, path: Array, timeout: float) -> Answer:
         joints = self.embodiment.arm_joints
@@ -176,11 +126,6 @@ class MoveItBackend:
             text = f'MoveIt follows {100.0 * response.fraction:.0f} % of the way; then a collision or its reach ends it'
             return Answer(question, free, text, self._tip)
         return Answer(question, count)
-
-
-def planning_group(embodiment: Embodiment, control: Control) -> str:
-    """Name of the planning group of the arm."""
-    return f'{embodiment.name}_arm' if control.moveit.group == 'auto' else control.moveit.group
 
 
 def tcp_to_link(urdf: str, tcp: str, link: str) -> Array:

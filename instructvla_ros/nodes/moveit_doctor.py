@@ -21,7 +21,8 @@ from ..errors import InstructVLAError, SetupError
 from ..settings import Control, Embodiment
 from . import moveit_messages as messages
 from .convert import pose_from_msg
-from .moveit_backend import NEEDED, planning_group
+from .moveit_asking import planning_group
+from .moveit_backend import NEEDED
 from .moveit_link import MoveItError, MoveItLink
 
 ANSWER = 3.0  # s

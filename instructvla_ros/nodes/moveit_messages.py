@@ -87,6 +87,15 @@ def joint_positions(message: Any, joints: Sequence[str]) -> Array:
     return _columns(message, joints, 'positions')
 
 
+def joint_velocities(message: Any, joints: Sequence[str]) -> Array:
+    """Velocities (k, n) [rad/s] of the points of a RobotTrajectory, in our order of joints.
+
+    Raises:
+        KinematicsError: a joint, or a velocity, is missing.
+    """
+    return _columns(message, joints, 'velocities')
+
+
 def plan_request(
     joints: Sequence[str], start: Array, goal: Array, group: str, speed: float, time: float
 ) -> Any:
@@ -122,7 +131,7 @@ def route_of_plan(response: Any, joints: Sequence[str]) -> Route:
     if not succeeded(answer.error_code):
         raise KinematicsError(f'MoveIt found no way: {error_name(answer.error_code)}')
     positions = joint_positions(answer.trajectory, joints)
-    velocities = _columns(answer.trajectory, joints, 'velocities')
+    velocities = joint_velocities(answer.trajectory, joints)
     points = answer.trajectory.joint_trajectory.points
     times = np.array([p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in points])
     return Route.of_points(times, positions, velocities, len(joints))

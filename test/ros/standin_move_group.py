@@ -10,12 +10,10 @@ import sys
 import time
 from typing import Any
 
-import coal
 import numpy as np
-import pinocchio as pin
 import rclpy
 from geometry_msgs.msg import PoseStamped
-from moveit_msgs.msg import ContactInformation, MoveItErrorCodes, PlanningScene
+from moveit_msgs.msg import ContactInformation, MoveItErrorCodes
 from moveit_msgs.srv import (
     ApplyPlanningScene,
     GetCartesianPath,
@@ -25,20 +23,17 @@ from moveit_msgs.srv import (
     GetPositionIK,
     GetStateValidity,
 )
-from rclpy.duration import Duration
 from rclpy.node import Node
+from standin_cell import Cell
 from trajectory_msgs.msg import JointTrajectoryPoint
 
 from instructvla_ros import config, resources
-from instructvla_ros.control.bounds import Bounds
-from instructvla_ros.control.collision import CollisionCheck
 from instructvla_ros.control.frames import LinkFrames
 from instructvla_ros.control.kinematics import Kinematics
-from instructvla_ros.control.route import straight_route
 from instructvla_ros.errors import KinematicsError
 from instructvla_ros.geometry import Array
 from instructvla_ros.nodes.convert import pose_from_msg, pose_to_msg
-from instructvla_ros.settings import Control, Embodiment
+from instructvla_ros.settings import Embodiment
 
 
 class StandinMoveGroup(Node):
@@ -55,14 +50,9 @@ class StandinMoveGroup(Node):
         self.group = group or f'{embodiment.name}_arm'
         self.kinematics = Kinematics(embodiment)
         self.frames = LinkFrames(self.kinematics.urdf, embodiment.base_frame)
-        self._check = CollisionCheck(embodiment, self.kinematics.urdf)
-        self._model, self._geometry = self._check.model, self._check.geometry
-        self._data = self._model.createData()
-        self._placements = self._geometry.createData()
+        self.cell = Cell(embodiment, self.kinematics)
         self.declare_parameter('robot_description', self.kinematics.urdf)
         self.declare_parameter('robot_description_semantic', self._semantics())
-        self.scene = PlanningScene()
-        self.q = np.array(embodiment.home)
         self.calls: dict[str, int] = {}
         self.delay = 0.0
         self.silent: set[str] = set()
@@ -104,50 +94,20 @@ class StandinMoveGroup(Node):
         pose = np.eye(4)
         pose[:3, 3] = at
         box = Box(name, np.array(size), pose, ())
-        request = scene_request([box], self.embodiment.base_frame, self, [], [])
-        self.scene.world.collision_objects.extend(request.scene.world.collision_objects)
+        request = scene_request([box], self.embodiment.base_frame, self.cell, [], [])
+        self.cell.scene.world.collision_objects.extend(request.scene.world.collision_objects)
 
     def _joints(self, state: Any) -> Array:
-        q = self.q.copy()
+        q = self.cell.q.copy()
         for name, value in zip(state.joint_state.name, state.joint_state.position, strict=True):
             if name in self.embodiment.arm_joints:
                 q[self.embodiment.arm_joints.index(name)] = value
         return q
 
-    def _allowed(self, a: str, b: str) -> bool:
-        matrix = self.scene.allowed_collision_matrix
-        names = list(matrix.entry_names)
-        return a in names and b in names and bool(matrix.entry_values[names.index(a)].enabled[names.index(b)])
-
-    def contacts(self, q: Array) -> list[tuple[str, str, float]]:
-        """Bodies that touch at q: the arm with itself, the arm with the scene."""
-        found = []
-        own = self._check(q)
-        if own:
-            found.append((*own.split(' and '), 0.001))
-        pin.forwardKinematics(self._model, self._data, q)
-        pin.updateGeometryPlacements(self._model, self._data, self._geometry, self._placements)
-        for item in self.scene.world.collision_objects:
-            box = coal.Box(*item.primitives[0].dimensions)
-            where = pose_from_msg(item.pose) @ pose_from_msg(item.primitive_poses[0])
-            there = coal.Transform3s(where[:3, :3], where[:3, 3])
-            for k, body in enumerate(self._geometry.geometryObjects):
-                link = body.name.rpartition('_')[0]
-                if self._allowed(item.id, link):
-                    continue
-                placement = self._placements.oMg[k]
-                here = coal.Transform3s(placement.rotation, placement.translation)
-                result = coal.CollisionResult()
-                if coal.collide(body.geometry, here, box, there, coal.CollisionRequest(), result):
-                    found.append((link, item.id, abs(result.getContact(0).penetration_depth)))
-        return found
-
     def _validity(self, request: Any, response: Any) -> Any:
         q = self._joints(request.robot_state)
-        limits = self.embodiment.limits
-        inside = bool((q >= limits.lower).all() and (q <= limits.upper).all())
-        touching = self.contacts(q)
-        response.valid = request.group_name in (self.group, '') and inside and not touching
+        touching = self.cell.contacts(q)
+        response.valid = request.group_name in (self.group, '') and self.cell.inside_limits(q) and not touching
         response.contacts = [
             ContactInformation(contact_body_1=a, contact_body_2=b, depth=depth) for a, b, depth in touching
         ]
@@ -171,7 +131,7 @@ class StandinMoveGroup(Node):
                 step = self.kinematics.solve(pose_from_msg(pose) @ offset, q)
             except KinematicsError:
                 break
-            if request.avoid_collisions and self.contacts(step.q):
+            if request.avoid_collisions and self.cell.contacts(step.q):
                 break
             q = step.q
             done += 1
@@ -186,37 +146,19 @@ class StandinMoveGroup(Node):
         goal = start.copy()
         for wanted in plan.goal_constraints[0].joint_constraints:
             goal[self.embodiment.arm_joints.index(wanted.joint_name)] = wanted.position
-        bounds = Bounds.from_settings(self.embodiment, Control())
-        route = straight_route(start, goal, bounds, plan.max_velocity_scaling_factor)
-        times = np.linspace(0.0, route.duration, 20) if route.duration else np.zeros(1)
-        points = [route.at(t) for t in times]
         if plan.group_name != self.group:
             answer.error_code.val = MoveItErrorCodes.INVALID_GROUP_NAME
-        elif any(self.contacts(q) for q, _ in points):
-            answer.error_code.val = MoveItErrorCodes.PLANNING_FAILED
         else:
-            answer.error_code.val = MoveItErrorCodes.SUCCESS
-            answer.trajectory.joint_trajectory.joint_names = list(self.embodiment.arm_joints)
-            answer.trajectory.joint_trajectory.points = [
-                JointTrajectoryPoint(
-                    positions=q.tolist(), velocities=dq.tolist(), time_from_start=Duration(seconds=float(t)).to_msg()
-                )
-                for t, (q, dq) in zip(times, points, strict=True)
-            ]
+            speed = plan.max_velocity_scaling_factor
+            answer.error_code.val = self.cell.plan(start, goal, speed, answer.trajectory)
         return response
 
     def _apply(self, request: Any, response: Any) -> Any:
-        new = request.scene
-        names = [o.id for o in new.world.collision_objects]
-        kept = [o for o in self.scene.world.collision_objects if o.id not in names]
-        self.scene.world.collision_objects = kept + list(new.world.collision_objects)
-        if new.allowed_collision_matrix.entry_names:
-            self.scene.allowed_collision_matrix = new.allowed_collision_matrix
-        response.success = all(o.header.frame_id == self.embodiment.base_frame for o in new.world.collision_objects)
+        response.success = self.cell.apply(request.scene)
         return response
 
     def _get(self, _request: Any, response: Any) -> Any:
-        response.scene = self.scene
+        response.scene = self.cell.scene
         return response
 
     def _forward(self, request: Any, response: Any) -> Any:
@@ -241,7 +183,7 @@ class StandinMoveGroup(Node):
             return response
         response.solution.joint_state.name = list(self.embodiment.arm_joints)
         response.solution.joint_state.position = step.q.tolist()
-        blocked = ik.avoid_collisions and self.contacts(step.q)
+        blocked = ik.avoid_collisions and self.cell.contacts(step.q)
         response.error_code.val = MoveItErrorCodes.NO_IK_SOLUTION if blocked else MoveItErrorCodes.SUCCESS
         return response
 

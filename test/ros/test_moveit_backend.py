@@ -24,7 +24,8 @@ from instructvla_ros.geometry import Array  # noqa: E402
 from instructvla_ros.msg import ControllerState, SafetyVerdict  # noqa: E402
 from instructvla_ros.nodes import moveit_messages as messages  # noqa: E402
 from instructvla_ros.nodes.controller_node import ControllerNode  # noqa: E402
-from instructvla_ros.nodes.moveit_backend import MoveItBackend, planning_group, tcp_to_link  # noqa: E402
+from instructvla_ros.nodes.moveit_asking import planning_group  # noqa: E402
+from instructvla_ros.nodes.moveit_backend import MoveItBackend, tcp_to_link  # noqa: E402
 from instructvla_ros.nodes.moveit_link import MoveItError, MoveItLink  # noqa: E402
 from instructvla_ros.settings import Control, MoveIt, Obstacle  # noqa: E402
 
@@ -121,20 +122,20 @@ def test_the_scene_has_the_table_and_the_obstacles(group):
     crate = Obstacle('crate', (0.2, 0.3, 0.4), (0.5, 0.4, 0.2), (0.0, 0.0, 0.5), ('fr3_hand',))
     asker = Asker(control(obstacles=(crate,)))
     try:
-        items = {o.id: o for o in group.scene.world.collision_objects}
+        items = {o.id: o for o in group.cell.scene.world.collision_objects}
         assert set(items) == {'table', 'crate'}
         assert list(items['table'].primitives[0].dimensions) == [1.6, 1.6, 0.05]
         assert items['table'].primitive_poses[0].position.z == pytest.approx(-0.025)
         assert items['crate'].primitive_poses[0].orientation.z == pytest.approx(np.sin(0.25))
         assert items['crate'].header.frame_id == EMBODIMENT.base_frame
-        names, matrix = messages.contact_matrix(type('Answer', (), {'scene': group.scene}))
+        names, matrix = messages.contact_matrix(type('Answer', (), {'scene': group.cell.scene}))
         assert matrix[names.index('table')][names.index('fr3_leftfinger')]
         assert matrix[names.index('fr3_hand')][names.index('crate')]
         assert not matrix[names.index('table')][names.index('crate')]
         # The base stands on the table and the fingers may reach it; the elbow may not.
         assert asker.judge(question((0.1, 0.0, -0.47))).obstacle == ''
         asker.backend.apply_scene()
-        assert len(group.scene.world.collision_objects) == 2
+        assert len(group.cell.scene.world.collision_objects) == 2
     finally:
         asker.backend.close()
 
@@ -223,7 +224,7 @@ def test_an_obstacle_stops_the_arm_before_it(setup, group):
     verdict = action_of(arm, 'collision')
     assert verdict.action == SafetyVerdict.CLIPPED and 'crate' in verdict.text
     eventually(lambda: arm.mode == ControllerState.HOLDING, 10.0, what='HOLDING')
-    assert 0.02 < (arm.tcp() - start)[1] < 0.2 and not group.contacts(arm.follower.sample(arm.now_ns())[0])
+    assert 0.02 < (arm.tcp() - start)[1] < 0.2 and not group.cell.contacts(arm.follower.sample(arm.now_ns())[0])
 
 
 def test_a_silent_move_group_holds_the_arm(setup, group):

@@ -73,15 +73,32 @@ def test_the_doctor_finds_it_fit(move_group, ros):
     assert not bad, doctor.render(found)
 
 
+START = KIN.forward(HOME)
+CRATE = Obstacle('crate', (0.4, 0.1, 0.6), (float(START[0, 3]), float(START[1, 3]) + 0.3, 0.4))
+
+
 @pytest.mark.parametrize('check', ['states', 'cartesian'])
 def test_it_judges_ways_and_plans(move_group, ros, check):
     from instructvla_ros.nodes.moveit_backend import MoveItBackend
 
+    settings = MoveIt(check=check, tip='panda_hand', timeout=2.0, startup_wait=60.0, obstacles=(CRATE,))
+    judge(MoveItBackend, Control(backend='moveit', moveit=settings))
+
+
+@pytest.mark.skipif(importlib.util.find_spec('moveit') is None, reason='moveit_py is not installed')
+@pytest.mark.parametrize('package', ['', 'moveit_resources_panda_moveit_config'])
+def test_moveit_py_judges_ways_and_plans(move_group, ros, package):
+    from instructvla_ros.nodes.moveit_py_backend import MoveItPyBackend
+
+    settings = MoveIt(config_package=package, timeout=2.0, startup_wait=60.0, obstacles=(CRATE,))
+    judge(MoveItPyBackend, Control(backend='moveit_py', moveit=settings))
+
+
+def judge(kind, control: Control) -> None:
+    """A free way, one into the crate, and a motion home."""
     answers: list[Answer] = []
-    start = KIN.forward(HOME)
-    crate = Obstacle('crate', (0.4, 0.1, 0.6), (float(start[0, 3]), float(start[1, 3]) + 0.3, 0.4))
-    settings = MoveIt(check=check, tip='panda_hand', timeout=2.0, startup_wait=60.0, obstacles=(crate,))
-    backend = MoveItBackend(PANDA, Control(backend='moveit', moveit=settings), answers.append)
+    start = START
+    backend = kind(PANDA, control, answers.append)
     try:
         for direction, free in (((0.0, -0.2, 0.0), True), ((0.0, 0.3, 0.0), False)):
             poses = np.tile(start, (17, 1, 1))
