@@ -185,6 +185,15 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
+class Servo:
+    """Output servo: poses to a servo_node (docs/moveit.md)."""
+
+    node: str = option('/servo_node', 'full name of the servo_node')
+    rate: float = option(50.0, 'poses per second at most', unit='Hz', ge=10.0, le=1000.0)
+    tip: str = option('', 'link whose pose Servo follows: tip of its planning group; empty: tcp_frame')
+
+
+@dataclass(frozen=True)
 class MoveIt:
     """Backend moveit: which move_group is asked, what it is told, and for how long it may think (docs/moveit.md)."""
 
@@ -218,6 +227,7 @@ class MoveIt:
         "links, without the embodiment's prefix, that may touch it: it carries the base, the hand reaches down to it",
     )
     obstacles: tuple[Obstacle, ...] = option((), 'boxes in the planning scene')
+    servo: Servo = option(Servo, 'output servo')
 
     def __post_init__(self) -> None:
         names = [o.name for o in self.obstacles] + ['table']
@@ -238,6 +248,11 @@ class Control:
         choices=('direct', 'moveit', 'moveit_py'),
     )
     backend_fallback: bool = option(False, 'start with direct when the backend is not available')
+    output: str = option(
+        'trajectory',
+        'where commands go: a joint trajectory to topics.joint_trajectory, or poses to MoveIt Servo',
+        choices=('trajectory', 'servo'),
+    )
     strategy: str = option(
         'replace', 'what a new chunk does to the old one', choices=('replace', 'ensemble', 'blend')
     )

@@ -39,6 +39,7 @@ from .homing import Homing
 from .moveit_asking import AskingBackend
 from .moveit_backend import MoveItBackend
 from .moveit_py_backend import MoveItPyBackend
+from .moveit_servo import ServoLink
 from .pacing import Pacer
 
 _LAST_COMMANDS = 1.0  # longest time spent braking at shutdown [s]
@@ -70,6 +71,7 @@ class ControllerNode(runtime.BaseNode):
         topics = self.embodiment.topics
         self._moveit = self._connect_moveit() if self.settings.backend != 'direct' else None
         self._controller = Controller(self.embodiment, self.settings, clearance=self._moveit)
+        self._servo = self._connect_servo() if self.settings.output == 'servo' else None
         self._joints = JointReader(self.embodiment)
         self._state: RobotState | None = None
         self._lock = threading.Lock()
@@ -99,7 +101,8 @@ class ControllerNode(runtime.BaseNode):
         self.create_service(Trigger, 'stop', self.guard_service('stop', self._on_stop))
         self.create_service(Trigger, 'reset', self.guard_service('reset', self._on_reset))
         self.create_service(SetBool, 'dry_run', self.guard_service('dry_run', self._on_dry_run))
-        self._homing = Homing(self, self._controller, self.embodiment, self.settings, self._moveit)
+        unable = 'MoveIt Servo follows poses, not joints; home needs output: trajectory' if self._servo else ''
+        self._homing = Homing(self, self._controller, self.embodiment, self.settings, self._moveit, unable)
         self.diagnostics.expect('joint_states', self.settings.safety.max_state_age)
         self._thread = threading.Thread(target=self._run, name='controller', daemon=True)
         self._thread.start()
@@ -108,9 +111,10 @@ class ControllerNode(runtime.BaseNode):
         """Brake and hold when the arm is moving, then end the periods."""
         self._stopping = True
         self._thread.join(timeout=_LAST_COMMANDS + 1.0)
-        if self._moveit is not None:
-            self._moveit.close()
-            self._moveit = None
+        for link in (self._moveit, self._servo):
+            if link is not None:
+                link.close()
+        self._moveit = self._servo = None
 
     def _connect_moveit(self) -> AskingBackend | None:
         """MoveIt's part in the controller; None when it is not there and ``backend_fallback`` allows that."""
@@ -132,6 +136,17 @@ class ControllerNode(runtime.BaseNode):
             self.get_logger().warning(f'{err} (backend_fallback: continuing with backend direct)')
             self.diagnostics.condition('backend', WARN, f'direct instead of {self.settings.backend}: {err}')
             return None
+
+    def _connect_servo(self) -> ServoLink:
+        def halted(reason: str) -> None:
+            self._controller.drop_chunk(reason)
+            self.warn('servo', reason)
+
+        def told(name: str, text: str) -> None:
+            level = OK if name == 'NO_WARNING' else WARN
+            self.diagnostics.condition('servo', level, f'{name} {text}'.rstrip())
+
+        return ServoLink(self.embodiment, self.settings, halted, told)
 
     # -- messages and services, in the executor -------------------------------------------------------------------
 
@@ -176,6 +191,8 @@ class ControllerNode(runtime.BaseNode):
 
     def _nobody_listens(self) -> str:
         # Commands that nobody hears let the command run away from the arm until the tracking error holds it for good.
+        if self._servo is not None:
+            return '' if self._controller.dry_run else self._servo.problem
         if self._controller.dry_run or self._trajectory_pub.get_subscription_count() > 0:
             return ''
         topic = self.embodiment.topics.joint_trajectory
@@ -231,7 +248,10 @@ class ControllerNode(runtime.BaseNode):
 
     def _send(self, output: ControllerOutput) -> None:
         command = output.command
-        if command is not None:
+        if command is not None and self._servo is not None:
+            self._servo.send(output.commanded_pose, command.stamp_ns)
+            self.diagnostics.tick('commands')
+        elif command is not None:
             times, positions, velocities = trajectory_points(command, self.embodiment.limits)
             self._trajectory_pub.publish(
                 trajectory_to_msg(self.embodiment.arm_joints, times, positions, velocities, command.stamp_ns)

@@ -26,7 +26,7 @@ class Homing:
 
     Args:
         node: that offers the service. controller: that moves. moveit: plans the way; without it the straight way in
-            joint space is taken if it is free.
+            joint space is taken if it is free. unable: why nothing may go home, '' when it may.
     """
 
     def __init__(
@@ -36,7 +36,9 @@ class Homing:
         embodiment: Embodiment,
         control: Control,
         moveit: AskingBackend | None,
+        unable: str = '',
     ) -> None:
+        self._unable = unable
         self._node, self._controller, self._moveit = node, controller, moveit
         self._embodiment, self._control = embodiment, control
         self._bounds = Bounds.from_settings(embodiment, control)
@@ -63,6 +65,8 @@ class Homing:
         Raises:
             InstructVLAError: the arm did not get there, and why.
         """
+        if self._unable:
+            raise InstructVLAError(self._unable)
         if not self._busy.acquire(blocking=False):
             raise InstructVLAError('the arm is on its way home already')
         try:
