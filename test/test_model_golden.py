@@ -9,13 +9,18 @@ import shutil
 import model_doubles as doubles
 import numpy as np
 import pytest
+import training_doubles
 
 doubles.needs_model()
 
 import torch  # noqa: E402
 
 from instructvla_ros.commands import checkpoint as command  # noqa: E402
-from instructvla_ros.model.checkpoint import convert, load  # noqa: E402
+from instructvla_ros.commands._checkpoint_samples import from_episodes  # noqa: E402
+from instructvla_ros.data.episodes import Dataset  # noqa: E402
+from instructvla_ros.errors import ConfigError, DataError  # noqa: E402
+from instructvla_ros.model.checkpoint import convert, load, save  # noqa: E402
+from instructvla_ros.model.choose import choose_mask  # noqa: E402
 from instructvla_ros.model.fast import FastPath, merge_adapters  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
 from instructvla_ros.model.verify import EXACT, GRADIENT, TOLERANCES, verify  # noqa: E402
@@ -166,3 +171,37 @@ def test_command_chooses_the_mask(tmp_path, capsys):
     assert code == 0 and found['samples'] == 3 and set(found['losses']) == {'bias', 'block'}
     assert found['best'] == min(found['losses'], key=found['losses'].get)
     assert run_command(capsys, *arguments)[1] == text  # fixed noise and times
+
+
+def test_command_chooses_the_mask_from_recorded_episodes(tmp_path, capsys):
+    config = doubles.small_config()
+    bundle = doubles.small_bundle(tmp_path / 'made')
+    checkpoint = save(bundle, tmp_path / 'small')
+    data = training_doubles.dataset(tmp_path / 'data', episodes=5, frames=config.horizon + 4)
+    arguments = ('choose-mask', checkpoint, data, '--episodes', 3, '--limit', 7, '--json')
+    code, text = run_command(capsys, *arguments)
+    found = json.loads(text)
+    assert code == 0 and found['samples'] == 7 and set(found['losses']) == {'bias', 'block'}
+    assert run_command(capsys, *arguments)[1] == text  # the same frames, noise and times
+    assert run_command(capsys, *arguments, '--seed', 1)[1] != text
+    # The loss is that of the frames themselves.
+    samples = list(from_episodes(Dataset.open(data), config, 3, 7, 0))
+    assert {len(s.views) for s in samples} == {config.views} and len({s.steps.tobytes() for s in samples}) == 7
+    assert found['losses'] == dict(choose_mask(bundle, samples).losses)
+    episode = Dataset.open(data).read(0)
+    for sample in from_episodes(Dataset.open(data), config, 1, 99, 3):
+        assert sample.instruction == episode.instruction and sample.steps.shape == (config.horizon, 7)
+
+
+def test_command_refuses_episodes_that_do_not_fit(tmp_path, capsys):
+    checkpoint = save(doubles.small_bundle(tmp_path / 'made'), tmp_path / 'small')
+    short = training_doubles.dataset(tmp_path / 'short', episodes=2, frames=4)
+    with pytest.raises(DataError, match='6 steps behind a frame'):
+        run_command(capsys, 'choose-mask', checkpoint, short)
+    with pytest.raises(DataError, match='not a dataset of episodes'):
+        run_command(capsys, 'choose-mask', checkpoint, tmp_path)
+    three = save(doubles.small_bundle(tmp_path / 'more', views=3), tmp_path / 'three')
+    with pytest.raises(DataError, match='the model sees 3'):
+        run_command(capsys, 'choose-mask', three, short)
+    with pytest.raises(ConfigError, match='--episodes 0'):
+        run_command(capsys, 'choose-mask', checkpoint, short, '--episodes', 0)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, SetupError
+from ..errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
-    from ..model.choose import Sample
     from ..model.verify import CaseReport
 
 ORDER = 40
@@ -21,6 +19,7 @@ EXAMPLES = (
     'instructvla checkpoint inspect ShuaiYang03/instructvla_pretraining_v2_query_64_lora --tokenizer Eagle2-2B',
     'instructvla checkpoint convert runs/released models/expert --tokenizer Eagle2-2B --dtype bfloat16',
     'instructvla checkpoint verify test/data/golden --json',
+    'instructvla checkpoint choose-mask models/expert datasets/kitchen --episodes 16',
 )
 DTYPES = ('float32', 'bfloat16')
 
@@ -54,12 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choose = verbs.add_parser('choose-mask', help='flow loss under both expert masks: which was the model trained with')
     choose.add_argument('path', help='checkpoint')
     choose.add_argument(
-        'samples', help='.npz with views (N, V, H, W, 3) uint8, proprio (N, 8), steps (N, H, 7), instruction (N,)'
+        'samples',
+        help='dataset of recorded episodes, or an .npz with views (N, V, H, W, 3) uint8, proprio (N, 8), '
+        'steps (N, H, 7), instruction (N,)',
     )
     _released_options(choose)
-    choose.add_argument('--dataset', default='', help='dataset of the statistics')
+    choose.add_argument(
+        '--dataset', default='', help="whose statistics scale the steps (default: the episodes' own, or the only ones)"
+    )
     choose.add_argument('--limit', type=int, default=64, help='samples used (default 64)')
-    choose.add_argument('--seed', type=int, default=0, help='of the noise')
+    choose.add_argument('--episodes', type=int, default=16, help='episodes the samples are drawn from (default 16)')
+    choose.add_argument('--seed', type=int, default=0, help='of the noise, and of the draw')
     choose.add_argument('--json', action='store_true', help='machine-readable output')
 
 
@@ -155,11 +159,24 @@ def _print_report(report: CaseReport, engine: str) -> None:
 
 
 def _choose(args: argparse.Namespace) -> int:
+    from ..data.episodes import Dataset
     from ..model.checkpoint import load
     from ..model.choose import choose_mask
+    from ._checkpoint_samples import from_episodes, from_file
 
+    for name in ('limit', 'episodes'):
+        if getattr(args, name) < 1:
+            raise ConfigError(f'--{name} {getattr(args, name)}: give 1 or more')
+    place, statistics = Path(args.samples), args.dataset
+    recorded = Dataset.open(place) if place.is_dir() else None
     bundle = load(args.path, views=args.views, tokenizer=args.tokenizer)
-    choice = choose_mask(bundle, _samples(Path(args.samples), args.limit), args.dataset, args.seed)
+    if recorded is None:
+        samples = from_file(place, args.limit)
+    else:
+        samples = from_episodes(recorded, bundle.config, args.episodes, args.limit, args.seed)
+        if not statistics and recorded.meta.name in bundle.statistics:
+            statistics = recorded.meta.name
+    choice = choose_mask(bundle, samples, statistics, args.seed)
     if args.json:
         found: dict[str, Any] = {
             'losses': dict(choice.losses),
@@ -175,19 +192,3 @@ def _choose(args: argparse.Namespace) -> int:
     verdict = f'use --mask {choice.best}' if choice.clear else 'these samples do not tell; use more'
     print(f'difference {choice.margin:.1f} standard errors over {choice.samples} samples: {verdict}')
     return 0
-
-
-def _samples(file: Path, limit: int) -> Iterator[Sample]:
-    import numpy as np
-
-    from ..model.choose import Sample
-
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            arrays = {k: data[k] for k in ('views', 'proprio', 'steps', 'instruction')}
-    except (OSError, ValueError, KeyError) as err:
-        raise CheckpointError(f'{file} is not a sample file with views, proprio, steps, instruction: {err}') from None
-    if len({len(a) for a in arrays.values()}) != 1:
-        raise CheckpointError(f'{file}: the arrays have different lengths')
-    for i in range(min(limit, len(arrays['views']))):
-        yield Sample(tuple(arrays['views'][i]), arrays['proprio'][i], str(arrays['instruction'][i]), arrays['steps'][i])
