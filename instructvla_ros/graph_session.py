@@ -133,7 +133,8 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
     own: dict[str, dict[str, Any]] = {
         'sim_node': {**common, 'task': first.task, 'seed': first.seed},
         # Every period is published, so that a command's time is known to the period and not to every other one.
-        'controller_node': {**common, 'state_rate': rate},
+        # The simulator hears the gripper's topic, whatever driver the robot has.
+        'controller_node': {**common, 'state_rate': rate, 'gripper_driver': 'topic'},
         'policy_node': policy,
         'episode_node': {
             **common,

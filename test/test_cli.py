@@ -138,6 +138,7 @@ def test_specs_name_the_processes_and_their_parameters(tmp_path):
     assert specs['controller_node'].parameters['state_rate'] == 100.0
     assert specs['episode_node'].piped and specs['episode_node'].parameters['output'] == str(tmp_path)
     assert '-p' in specs['sim_node'].command() and 'seed:=7' in specs['sim_node'].command()
+    assert specs['controller_node'].parameters['gripper_driver'] == 'topic', 'the simulator hears nothing else'
     with pytest.raises(ConfigError, match="Did you mean 'sim_node'"):
         graph_session.specs(GraphOptions(parameters={'simnode': {}}), tmp_path, EpisodeRequest('pick', 0))
 
