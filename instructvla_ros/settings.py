@@ -325,7 +325,7 @@ class PolicySettings:
     )
     done_chunks: int = option(3, 'consecutive chunks that must say done before a goal has succeeded', ge=1, le=100)
     max_refusals: int = option(
-        5, 'consecutive chunks the controller may refuse before a goal ends with UNSAFE', ge=1, le=1000
+        5, 'consecutive chunks the controller may refuse before a goal ends with UNSAFE', ge=1, le=1_000_000
     )
     dataset: str = option('', 'dataset whose statistics scale the actions; empty: the only one of the checkpoint')
     mask: str = option(

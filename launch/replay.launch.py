@@ -2,6 +2,7 @@
 
     ros2 launch instructvla_ros replay.launch.py bag:=bags/monday policy:=instructvla checkpoint:=/path/to/run
     ros2 launch instructvla_ros replay.launch.py bag:=bags/monday rviz:=true rate:=0.5
+    ros2 launch instructvla_ros replay.launch.py bag:=bags/monday web:=true stay:=true
 
 Everything runs on the clock of the recording. Ends when the recording is over, with a report when ``out`` is given.
 Nothing is sent to an arm: the controller computes and judges every command, and publishes none.
@@ -64,6 +65,20 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'rviz', default_value='false', choices=['true', 'false'], description='start RViz (package rviz2) as well'
         ),
+        DeclareLaunchArgument(
+            'web',
+            default_value='false',
+            choices=['true', 'false'],
+            description="serve the operator's page with the timeline of recorded against predicted motion",
+        ),
+        DeclareLaunchArgument('web_host', default_value='127.0.0.1', description='address the page listens on'),
+        DeclareLaunchArgument('web_port', default_value='8765', description='TCP port of the page; 0: any free one'),
+        DeclareLaunchArgument(
+            'stay',
+            default_value='false',
+            choices=['true', 'false'],
+            description='keep everything running when the recording is over, to look at it; Ctrl-C ends it',
+        ),
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error'),
         DeclareLaunchArgument(
             'transport_profile',
@@ -90,12 +105,21 @@ def generate_launch_description() -> LaunchDescription:
     texts = {name: value(name, str) for name in ('bag', 'episode', 'instruction', 'out', 'limits')}
     numbers = {name: value(name, float) for name in ('rate', 'wait')}
     # The player makes the clock and does not follow it.
-    player = node('replay_node', texts, numbers, clock=False)
-    policy = node('policy_node', {name: value(name, str) for name in ('policy', 'checkpoint', 'device', 'reasoning')})
+    player = node('replay_node', texts, numbers, {'stay': value('stay', bool)}, clock=False)
+    # The recorded arm moves by itself, so the controller often has no starting point: that must not end a goal.
+    patient = {'max_refusals': 1_000_000}
+    policy = node(
+        'policy_node', patient, {name: value(name, str) for name in ('policy', 'checkpoint', 'device', 'reasoning')}
+    )
     controller = node('controller_node', {'dry_run': True, 'start_enabled': True})
     rviz = LaunchConfiguration('rviz')
     viz = node(
         'viz_node', {'publish_tf': True}, condition=IfCondition(OrSubstitution(LaunchConfiguration('viz'), rviz))
+    )
+    page = node(
+        'web_node',
+        {'host': value('web_host', str), 'port': value('web_port', int)},
+        condition=IfCondition(LaunchConfiguration('web')),
     )
     screen = Node(
         package='rviz2',
@@ -121,6 +145,7 @@ def generate_launch_description() -> LaunchDescription:
             policy,
             controller,
             viz,
+            page,
             screen,
             player,
         ]

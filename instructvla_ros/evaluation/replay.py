@@ -43,7 +43,9 @@ from .runlog import plain
 
 _PLACE_HOLDER = np.zeros((1, 1, 3), dtype=np.uint8)
 _KEPT = 16  # encoded pictures per view that may still be asked for
-_NO_MOTION = ('joint_state', 'anchor')  # why the controller has no starting point: no judgement of the chunk itself
+NO_MOTION = ('joint_state', 'anchor')
+"""Rules that say why the controller has no starting point, which is no judgement of the chunk itself."""
+
 
 
 @dataclass(frozen=True)
@@ -350,7 +352,7 @@ class _Run:
             found: list[Verdict] = []
             if self.controller is not None and self.state is not None:
                 found = self.controller.on_chunk(chunk, arrival)
-            if self.controller is None or self.state is None or any(v.rule in _NO_MOTION for v in found):
+            if self.controller is None or self.state is None or any(v.rule in NO_MOTION for v in found):
                 # The controller has no starting point: the rungs that look at the chunk alone still do.
                 found = list(check_chunk(chunk, arrival, self.bounds)[1])
                 self._keep(found, arrival)
@@ -373,7 +375,7 @@ class _Run:
 
     def _keep(self, verdicts: Any, stamp_ns: int) -> None:
         for v in verdicts:
-            if v.action is VerdictAction.PASSED or v.rule in _NO_MOTION:
+            if v.action is VerdictAction.PASSED or v.rule in NO_MOTION:
                 continue
             words = {k: getattr(v, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
             self.verdicts.append({'stamp_ns': stamp_ns, 'action': v.action.name, **words})

@@ -6,7 +6,7 @@ The player gives every event it publishes, its subscriptions give what the graph
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,12 @@ import numpy as np
 
 from .. import camera_view
 from ..config import option
+from ..control.bounds import Bounds
+from ..control.safety_chunk import check_chunk
 from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
 from ..errors import ConfigError
 from ..geometry import Array
+from .replay import NO_MOTION
 from .replay_source import ChunkEvent, EpisodeRecording, Event, GripperEvent, Recording, SaidEvent, StateEvent
 from .replay_trace import Judged, Trace, Track
 from .runlog import plain
@@ -33,17 +36,23 @@ class Playback:
     duration: float = option(3600.0, 'how much to play', unit='s', ge=0.1)
     wait: float = option(30.0, 'longest time to wait until the graph listens', unit='s', ge=0.0, le=3600.0)
     out: str = option('', 'folder for report.html and metrics.json; empty: none')
+    stay: bool = option(False, 'go on showing it when everything was played, until Ctrl-C')
     limits: str = option('replay.yaml', 'limits for the report, a file of config/ or a path')
 
 
 class LiveTrace:
     """Collects a replay; ``forward`` is joints (n,) -> tcp pose (4, 4).
 
+    Args:
+        bounds: for chunks that the controller cannot judge; None: those stay without verdicts.
+
     Raises:
         ConfigError: the nodes would crop, flip or turn the pictures of an episode a second time.
     """
 
-    def __init__(self, recording: Recording, forward: Callable[[Array], Array]) -> None:
+    def __init__(
+        self, recording: Recording, forward: Callable[[Array], Array], bounds: Bounds | None = None
+    ) -> None:
         twice = camera_view.changed(recording.embodiment.views)
         if twice and isinstance(recording, EpisodeRecording):
             raise ConfigError(
@@ -53,6 +62,8 @@ class LiveTrace:
             )
         self._recording = recording
         self._forward = recording.forward or forward
+        self._bounds = bounds
+        self._judged_alone: set[str] = set()
         self._lock = threading.Lock()
         self._states: list[tuple[int, Array, float]] = []
         self._commands: list[tuple[int, float]] = []
@@ -77,11 +88,13 @@ class LiveTrace:
             elif isinstance(event, ChunkEvent):
                 self._recorded.append(event.chunk)
 
-    def chunk(self, chunk: ActionChunk) -> None:
-        """The policy sent a chunk. The one that only holds the arm at the end of an instruction is not kept."""
+    def chunk(self, chunk: ActionChunk) -> bool:
+        """The policy sent a chunk; True when it is kept: one that only holds the arm after an instruction is not."""
         with self._lock:
-            if chunk.policy != 'hold' or not self._chunks or next(iter(self._chunks.values())).policy == 'hold':
+            kept = chunk.policy != 'hold' or not self._chunks or next(iter(self._chunks.values())).policy == 'hold'
+            if kept:
                 self._chunks[chunk.id] = chunk
+            return kept
 
     def said(self, said: Reasoning) -> None:
         """The policy said something; the same sentence may come again with more known about it."""
@@ -96,15 +109,32 @@ class LiveTrace:
                     'latency': said.latency,
                 }
 
-    def verdict(self, stamp_ns: int, verdict: Verdict) -> None:
-        """The controller decided something."""
+    def verdict(self, stamp_ns: int, verdict: Verdict) -> Sequence[Verdict]:
+        """The controller decided something; returns what counts of it.
+
+        A controller that cannot begin because the recorded arm moves says nothing about the chunk: then the rungs that
+        look at the chunk alone are asked instead, as in the direct replay.
+        """
         if verdict.action is VerdictAction.PASSED:
-            return
-        words = {k: getattr(verdict, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
+            return ()
         with self._lock:
-            self._verdicts.append({'stamp_ns': stamp_ns, 'action': verdict.action.name, **words})
-            if verdict.action is VerdictAction.REFUSED and verdict.chunk_id:
-                self._refused.setdefault(verdict.chunk_id, verdict.rule)
+            counted: Sequence[Verdict] = (verdict,)
+            if verdict.rule in NO_MOTION:
+                counted = self._alone(stamp_ns, verdict.chunk_id)
+            for each in counted:
+                words = {k: getattr(each, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
+                self._verdicts.append({'stamp_ns': stamp_ns, 'action': each.action.name, **words})
+                if each.action is VerdictAction.REFUSED and each.chunk_id:
+                    self._refused.setdefault(each.chunk_id, each.rule)
+            return counted
+
+    def _alone(self, stamp_ns: int, chunk_id: str) -> Sequence[Verdict]:
+        chunk = self._chunks.get(chunk_id)
+        if chunk is None or self._bounds is None or chunk_id in self._judged_alone:
+            return ()
+        self._judged_alone.add(chunk_id)
+        found = check_chunk(chunk, max(stamp_ns, chunk.created_stamp_ns), self._bounds)[1]
+        return [v for v in found if v.action is not VerdictAction.PASSED]
 
     @property
     def chunks(self) -> int:

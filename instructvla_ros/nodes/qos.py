@@ -51,6 +51,9 @@ LATCHED = _profile(1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REASONING = _profile(10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """Sentences of the model: who comes late gets the last ten."""
 
+HISTORY = _profile(5000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+"""What a player of a recording tells piece by piece, five times a second: who comes late gets all of it."""
+
 TRANSFORMS = _profile(100)
 """/tf, as tf2_ros has it."""
 

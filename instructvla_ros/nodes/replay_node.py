@@ -22,7 +22,8 @@ from std_msgs.msg import String
 
 from instructvla_ros.msg import ActionChunk, ControllerState, Reasoning, SimState
 
-from .. import resources
+from .. import config, resources
+from ..control.bounds import Bounds
 from ..control.kinematics import Kinematics
 from ..datatypes import RobotState
 from ..errors import ConfigError, InstructVLAError
@@ -43,6 +44,7 @@ from ..evaluation.replay_source import (
     due_ns,
 )
 from ..evaluation.runlog import plain, write_json
+from ..settings import Control
 from . import params, qos
 from .convert import (
     camera_info_to_msg,
@@ -54,6 +56,7 @@ from .convert import (
 )
 from .convert_image import ImageWriter, compressed_to_msg
 from .convert_robot import robot_state_to_msg
+from .replay_show import ReplayShow
 from .runtime import BaseNode, run
 
 CLOCK_NS = 10_000_000
@@ -80,19 +83,21 @@ class ReplayNode(BaseNode):
         self._set = params.declare(self, Playback, Playback())
         if not self._set.bag:
             raise ConfigError('no recording: set the parameter `bag` to a bag or a dataset')
+        control = config.load(Control, resources.config_file('controller.yaml'))
         self._limits = load_limits(resources.config_file(self._set.limits))
         self._open = contextlib.ExitStack()
         source = open_recording(self._set.bag, robot, episode=self._set.episode)
         self._recording: Recording = self._open.enter_context(source)
         self._robot = robot
         self._end_process = end_process
-        self._trace = LiveTrace(self._recording, Kinematics(robot).forward)
+        self._trace = LiveTrace(self._recording, Kinematics(robot).forward, Bounds.from_settings(robot, control))
         self._clock_ns = 0
         self._stop = threading.Event()
         self.done = threading.Event()
         self.outcome: Outcome | None = None
         self.problem = ''
         self._advertise()
+        self._show = ReplayShow(self, self._set, robot)
         self.create_subscription(ActionChunk, 'action_chunk', self.guard('action_chunk', self._on_chunk), qos.CHUNK)
         self.create_subscription(Reasoning, 'reasoning', self.guard('reasoning', self._on_said), qos.REASONING)
         self.create_subscription(
@@ -107,6 +112,7 @@ class ReplayNode(BaseNode):
         """Stop playing."""
         self._stop.set()
         self._thread.join(timeout=5.0)
+        self._show.close()
         self._open.close()
 
     def _advertise(self) -> None:
@@ -128,14 +134,19 @@ class ReplayNode(BaseNode):
                 self._infos[name] = self.create_publisher(CameraInfo, view.info_topic, qos.SENSOR_PUBLISHER)
 
     def _on_chunk(self, message: ActionChunk) -> None:
-        self._trace.chunk(chunk_from_msg(message))
+        chunk = chunk_from_msg(message)
+        if self._trace.chunk(chunk):
+            self._show.chunk(chunk)
 
     def _on_said(self, message: Reasoning) -> None:
-        self._trace.said(reasoning_from_msg(message))
+        said = reasoning_from_msg(message)
+        self._trace.said(said)
+        self._show.said(said)
 
     def _on_state(self, message: ControllerState) -> None:
-        for verdict in message.verdicts:
-            self._trace.verdict(self._clock_ns, verdict_from_msg(verdict))
+        for verdict in map(verdict_from_msg, message.verdicts):
+            for counted in self._trace.verdict(self._clock_ns, verdict):
+                self._show.verdict(self._clock_ns, counted)
 
     def _run(self) -> None:
         try:
@@ -149,7 +160,7 @@ class ReplayNode(BaseNode):
             self.problem = traceback.format_exc()
             self.get_logger().error(self.problem)
         self.done.set()
-        if self._end_process and not self._stop.is_set():
+        if self._end_process and not self._stop.is_set() and (self.problem or not self._set.stay):
             os.kill(os.getpid(), signal.SIGINT)
 
     def _play(self) -> None:
@@ -207,7 +218,7 @@ class ReplayNode(BaseNode):
                 return
 
     def _tick(self, stamp_ns: int) -> None:
-        self._clock_ns = stamp_ns
+        self._clock_ns = self._show.now_ns = stamp_ns
         self._clock_pub.publish(Clock(clock=stamp_to_msg(stamp_ns)))
 
     def _publish(self, event: Event) -> None:

@@ -24,6 +24,7 @@ from ..errors import ObservationError
 from ..goals import ControllerMode
 from ..operator_page.desk import ControllerReport, Desk
 from ..operator_page.server import Server
+from ..operator_page.timeline import PREDICTED, RECORDED, Timeline
 from ..settings import Control, Safety, Visual, Web
 from . import params, qos, runtime
 from .convert import chunk_from_msg, pose_from_msg, reasoning_from_msg, stamp_from_msg, verdict_from_msg
@@ -52,13 +53,14 @@ class WebNode(runtime.BaseNode):
         safety = params.declare(self, Safety, control.safety, prefix='safety')
         self.web = params.declare(self, Web, Web())
         self.desk = Desk(self._robot, safety, Visual(), self.web.stale_after)
+        self.timeline = Timeline()
         self._listening: list[Any] = []
         self._watched = -float('inf')
         self._taken = 0.0
         self._last: tuple[Any, ...] = ()
         self._groups = {n: MutuallyExclusiveCallbackGroup() for n in ('words', 'motion', 'tick')}
         self.wishes = Wishes(self, self.desk, self._tell)
-        self.server = Server(self.web, lambda: self.desk.hello(time.monotonic()), self.wishes.carry_out)
+        self.server = Server(self.web, self._greet, self.wishes.carry_out)
         self._cameras = [Camera(self, n, v, self.web, self.desk, self._show) for n, v in self._robot.views.items()]
         words = self._groups['words']
         self.create_subscription(
@@ -71,6 +73,11 @@ class WebNode(runtime.BaseNode):
             qos.LATCHED,
             callback_group=words,
         )
+        for topic, callback, profile in (
+            (RECORDED, self._on_recorded, qos.LATCHED),
+            (PREDICTED, self._on_news, qos.HISTORY),
+        ):
+            self.create_subscription(String, topic, self.guard(topic, callback), profile, callback_group=words)
         self.server.start()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # a stopped ROS clock must not freeze the page
         self.create_timer(1.0 / self.web.rate, self._guarded_tick, callback_group=self._groups['tick'], clock=steady)
@@ -82,6 +89,9 @@ class WebNode(runtime.BaseNode):
         self.server.close()
 
     # -- what goes to the browsers --------------------------------------------------------------------------------
+
+    def _greet(self) -> dict[str, Any]:
+        return {**self.desk.hello(time.monotonic()), 'timeline': self.timeline.whole()}
 
     def _tell(self, kind: str, content: dict[str, Any]) -> None:
         self.server.event(kind, content)
@@ -135,6 +145,14 @@ class WebNode(runtime.BaseNode):
 
     def _on_description(self, message: String) -> None:
         self._tell('arm', self.desk.on_description(message.data))
+
+    def _on_recorded(self, message: String) -> None:
+        self._tell('timeline', self.timeline.on_recorded(message.data))
+
+    def _on_news(self, message: String) -> None:
+        news = self.timeline.on_news(message.data)
+        if news is not None:
+            self._tell('news', news)
 
     def _on_joints(self, message: JointState) -> None:
         self.desk.on_joints(dict(zip(message.name, message.position, strict=False)), time.monotonic())

@@ -32,7 +32,10 @@ ASSETS = Path(__file__).resolve().parent / 'assets'
 _FILES = {
     '/': ('page.html', 'text/html; charset=utf-8'),
     '/page.css': ('page.css', 'text/css; charset=utf-8'),
-    **{f'/{n}.js': (f'{n}.js', 'text/javascript; charset=utf-8') for n in ('page', 'link', 'scene', 'solids')},
+    **{
+        f'/{n}.js': (f'{n}.js', 'text/javascript; charset=utf-8')
+        for n in ('page', 'link', 'scene', 'solids', 'timeline')
+    },
 }
 _HEADERS = {
     # Nothing but our own files is ever run or loaded, and nobody frames the page to steal clicks.

@@ -45,6 +45,11 @@ export class Link {
     return (message.echo > 0 ? message.echo : this.begun) - 1000 * (age + message.held);
   }
 
+  // Something was missed: a new connection begins with everything.
+  again() {
+    this.socket.close();
+  }
+
   ack(slot) {
     this.say({ ack: slot, at: performance.now() });
   }

@@ -1,6 +1,7 @@
 // Puts what arrives on the page and sends what is pressed. Words of people and models go through textContent only.
 import { Link } from '/link.js';
 import { Scene } from '/scene.js';
+import { Timeline } from '/timeline.js';
 
 const $ = (id) => document.getElementById(id);
 const born = new Map(); // source -> our clock [ms] at which its newest can have happened at the latest
@@ -13,6 +14,7 @@ const asked = {}; // switch -> {wanted, at}
 const thoughts = new Map();
 const scene = new Scene($('scene'), $('labels'));
 if (scene.broken) $('labels').textContent = scene.broken;
+const timeline = new Timeline($('timeline'), (shapes) => scene.setReplay(shapes));
 
 function element(tag, text, name) {
   const made = document.createElement(tag);
@@ -35,6 +37,8 @@ function take(message, picture) {
   else if (message.t === 'state') state(message);
   else if (message.t === 'image') image(message, picture);
   else if (message.t === 'answer') answer(message);
+  else if (message.t === 'timeline') timeline.whole(message);
+  else if (message.t === 'news') { if (!timeline.news(message)) link.again(); }
   else if (message.t === 'note') note(message);
   look();
 }
@@ -56,6 +60,7 @@ function hello(message) {
     return panel;
   }));
   for (const said of message.thoughts) thought(said, link.born(message, said.age));
+  timeline.whole(message.timeline);
   link.ack('hello');
 }
 
@@ -197,6 +202,7 @@ function look() {
   pills(lost);
   switches(lost);
   stopNote(lost);
+  timeline.look();
   const plans = [...thoughts.values()].filter((t) => t.kind === 'PLAN');
   thoughtMeta(plans[plans.length - 1]);
 }

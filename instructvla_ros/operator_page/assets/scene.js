@@ -51,6 +51,7 @@ export class Scene {
     this.eyeAt = { ...START, target: [...START.target] };
     this.arm = { solids: [], bones: [] };
     this.links = null;
+    this.replay = []; this.shapes = []; this.path = [];
     this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
     const soft = software();
     this.pause = soft ? 200 : 0; // between two drawings [ms]: a processor that draws must not make words and buttons wait
@@ -76,11 +77,23 @@ export class Scene {
 
   setState(links, shapes, path) {
     this.links = links ? links.map(pose) : null;
+    this.shapes = shapes; this.path = path;
+    this.sort();
+  }
+
+  // Shapes of the timeline; they stay when the state changes.
+  setReplay(shapes) {
+    this.replay = shapes;
+    this.sort();
+  }
+
+  sort() {
+    const { path } = this;
     this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
     for (let k = 0; k + 5 < path.length; k += 3) {
       this.line(this.lines, path.slice(k, k + 3), path.slice(k + 3, k + 6), [0.91, 0.93, 0.95, 0.85], 1.3);
     }
-    for (const shape of shapes) this.take(shape);
+    for (const shape of [...this.shapes, ...this.replay]) this.take(shape);
     this.wake();
   }
 
