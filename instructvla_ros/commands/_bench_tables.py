@@ -36,22 +36,36 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
 def _model(found: list[dict[str, Any]]) -> Table:
     table = Table(title="model: the reference's order of work against the fast path (medians)")
     table.add_column('step')
-    for name in ('reference [ms]', 'fast [ms]', 'ratio', 'difference'):
+    names = ['reference [ms]', 'fast [ms]', 'ratio', 'difference']
+    rounded = any(step['bfloat16_s'] is not None for model in found for step in model['steps'])
+    for name in [*names, *(['bfloat16 [ms]', 'ratio to fast'] if rounded else [])]:
         table.add_column(name, justify='right')
     for model in found:
         table.add_section()
         head = f'{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}'
         cores = f' x {model["threads"]}' if model['device'] == 'cpu' else ''
-        table.add_row(f'[bold]{head}{cores}[/]', '', '', '', '')
+        table.add_row(f'[bold]{head}{cores}[/]')
         for step in model['steps']:
-            table.add_row(
-                step['step'],
+            cells = [
                 f'{step["plain_s"] * 1e3:.1f}',
                 f'{step["fast_s"] * 1e3:.1f}',
                 f'{step["ratio"]:.2f}',
                 f'{step["difference"]:.1e}',
-            )
+            ]
+            if step['bfloat16_s'] is not None:
+                cells += [f'{step["bfloat16_s"] * 1e3:.1f}', f'{step["bfloat16_ratio"]:.2f}']
+            table.add_row(step['step'], *cells)
+        table.add_row(f'[dim]{_memory(model["memory"])}[/]')
     return table
+
+
+def _memory(found: dict[str, Any]) -> str:
+    need = found['computed']
+    parts = ', '.join(f'{name} {need[name] / 1e9:.3f}' for name in ('weights', 'caches', 'activations'))
+    text = f'serving on a GPU in {found["dtype"]} takes {need["total"] / 1e9:.3f} GB: {parts}'
+    if 'gpu_peak' in found:
+        text += f'; both paths here {found["gpu_peak"] / 1e9:.3f}'
+    return f'{text}; this process at most {found["process_peak"] / 1e9:.2f} GB'
 
 
 def _train(found: list[dict[str, Any]]) -> Table:

@@ -30,6 +30,7 @@ EXAMPLES = (
     'instructvla bench                                   # a quick round of everything, 2-3 minutes',
     'instructvla bench model --size medium --stage 2 --repeats 10',
     'instructvla bench model --size eagle2_2b --stage 2 --device cuda --dtype bfloat16',
+    'instructvla bench model --size eagle2_2b --stage 2 --device cpu --dtype bfloat16 --only bias --repeats 1',
     'instructvla bench control --json',
     'instructvla bench train --size medium --stage 1 --repeats 7',
     'instructvla bench transport --quick --out runs/transport.json',
@@ -37,6 +38,8 @@ EXAMPLES = (
 PARTS = ('model', 'control', 'transport')
 SIZES = ('tiny', 'medium', 'eagle2_2b')
 STAGES = (1, 2)
+DTYPES = ('auto', 'float32', 'bfloat16', 'both')
+STEPS = ('bias', 'block', 'sentence', 'reuse')
 QUICK_BUDGET = 8.0  # longest time for the repeats of one step of the model [s]
 
 
@@ -47,7 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--size', action='append', choices=SIZES, default=[], help='of the model, repeatable (default: tiny, medium)'
     )
     parser.add_argument('--stage', type=int, action='append', choices=STAGES, default=[], help='repeatable')
-    parser.add_argument('--dtype', default='auto', help='auto (default), float32 or bfloat16')
+    parser.add_argument(
+        '--dtype',
+        default='auto',
+        choices=DTYPES,
+        help='of the model; both: float32, and the fast path in bfloat16 as well (auto: at medium size where the CPU '
+        'has instructions for it)',
+    )
+    parser.add_argument(
+        '--only', action='append', choices=STEPS, default=[], help='step of the model to time, repeatable'
+    )
+    parser.add_argument('--capture', default='auto', choices=('auto', 'on', 'off'), help='as in config/policy.yaml')
+    parser.add_argument('--compile', action='store_true', help='torch.compile of the fast path; takes minutes')
     parser.add_argument('--device', default='auto', help='auto (default), cpu, cuda, cuda:1, ...')
     parser.add_argument('--repeats', type=int, default=0, help='of every step of the model (default: 5, quick: 3)')
     parser.add_argument(
@@ -148,6 +162,9 @@ def _model(args: argparse.Namespace, quick: bool, say: _Steps) -> list[dict[str,
                     threads=args.threads or (1 if quick else 0),
                     budget=QUICK_BUDGET if quick and not args.repeats else math.inf,
                     progress=say,
+                    capture=args.capture,
+                    compile=args.compile,
+                    only=args.only,
                 )
             )
     return found

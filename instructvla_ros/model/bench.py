@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +21,14 @@ from .checkpoint import materialize, parameter_shapes
 from .config import ModelConfig, preset
 from .fast import FastPath, merge_adapters
 from .instructvla import InstructVLA
+from .lora import LoraLinear
+from .memory import serving_memory
 from .plain import ReferenceOrder
 from .policy import pick_device, pick_dtype
+from .static import make_engine
 
 SENTENCE = 20
+STEPS = ('bias', 'block', 'sentence', 'reuse')
 IMAGE_ID = 5
 
 
@@ -31,6 +38,7 @@ class Timing:
 
     Attributes:
         difference: largest difference of the normalised actions. repeats: how often it was measured.
+        bfloat16: the fast path in bfloat16 beside one in float32, or None. rounding: difference of those two.
     """
 
     step: str
@@ -38,6 +46,8 @@ class Timing:
     fast: float
     difference: float
     repeats: int
+    bfloat16: float | None = None
+    rounding: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -53,6 +63,9 @@ class Timing:
             'ratio': self.ratio,
             'difference': self.difference,
             'repeats': self.repeats,
+            'bfloat16_s': self.bfloat16,
+            'bfloat16_ratio': None if self.bfloat16 is None else self.fast / self.bfloat16,
+            'rounding': self.rounding,
         }
 
 
@@ -91,6 +104,23 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     return model.eval()
 
 
+def twin(model: InstructVLA, *, dtype: torch.dtype | None = None, merged: bool = False) -> InstructVLA:
+    """Another model with the same weights, in another number format or with merged adapters; the rest is shared."""
+    with torch.device('meta'):
+        other = InstructVLA(model.config)
+    state = model.state_dict()
+    if merged:
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLinear):
+                state[f'{name}.weight'] = state[f'{name}.weight'].clone()
+    other.load_state_dict({k: v if dtype is None else v.to(dtype) for k, v in state.items()}, assign=True)
+    materialize(other, model.device)
+    other.vlm.image_id = model.vlm.image_id
+    if merged:
+        merge_adapters(other)
+    return other.eval()
+
+
 def measure(
     config: ModelConfig,
     *,
@@ -100,30 +130,44 @@ def measure(
     sentence: int = SENTENCE,
     budget: float = math.inf,
     progress: Callable[[str], None] | None = None,
+    capture: str = 'auto',
+    compile: bool = False,
+    only: Collection[str] = (),
+    bfloat16: bool = False,
 ) -> list[Timing]:
     """Median times of the steps of a control loop, plain and fast alternating.
 
     Steps: action only under both masks, a sentence of ``sentence`` tokens with its action, and an action whose latent
     is reused every second step (against a plain path that never reuses). ``progress`` is told what is measured next.
     A step is measured ``repeats`` times, fewer (at least once) when that takes longer than ``budget`` [s].
+
+    Args:
+        capture, compile: of the fast path, see :func:`~.static.make_engine`.
+        only: names of :data:`STEPS` to measure; all when empty.
+        bfloat16: also time the fast path with the same weights in bfloat16.
     """
     say = progress or (lambda what: None)
     say('making the weights')
     device = device or torch.device('cpu')
     model = random_model(config, device, dtype)
     inputs = _inputs(config, device, dtype, sentence)
-    plain, fast = ReferenceOrder(model), FastPath(model)
-    if config.stage == 1 and config.adapters.count:
-        merged = random_model(config, device, dtype)
-        merge_adapters(merged)
-        fast = FastPath(merged)
-    steps = {f'action only, {mask}': _action_only(plain, fast, inputs, mask) for mask in ('bias', 'block')}
-    steps[f'sentence of {sentence} + action'] = _speaking(plain, fast, inputs, sentence)
-    steps['latent reused every second step'] = _reusing(plain, fast, inputs)
+    plain, merged = ReferenceOrder(model), config.adapters.count == 1
+    served = [twin(model, merged=True) if merged else model]
+    if bfloat16:
+        served.append(twin(model, dtype=torch.bfloat16, merged=merged))
+    engines = [make_engine(m, capture, compile) for m in served]
+    ways = {
+        'bias': ('action only, bias', lambda fast: _action_only(plain, fast, inputs, 'bias')),
+        'block': ('action only, block', lambda fast: _action_only(plain, fast, inputs, 'block')),
+        'sentence': (f'sentence of {sentence} + action', lambda fast: _speaking(plain, fast, inputs, sentence)),
+        'reuse': ('latent reused every second step', lambda fast: _reusing(plain, fast, inputs)),
+    }
     found = []
-    for name, (slow, quick) in steps.items():
-        say(name)
-        found.append(_compare(name, device, repeats, budget, slow, quick))
+    for key, (name, make) in ways.items():
+        if not only or key in only:
+            say(name)
+            pairs = [make(fast) for fast in engines]
+            found.append(_compare(name, device, repeats, budget, pairs[0][0], [quick for _, quick in pairs]))
     return found
 
 
@@ -170,20 +214,24 @@ def _reusing(plain: ReferenceOrder, fast: FastPath, at: _Inputs) -> tuple[Step, 
     return slow, quick
 
 
-def _compare(name: str, device: torch.device, repeats: int, budget: float, slow: Step, quick: Step) -> Timing:
-    difference = float((slow() - quick()).abs().max())  # also the warm-up of both
-    times: tuple[list[float], list[float]] = ([], [])
+def _compare(name: str, device: torch.device, repeats: int, budget: float, slow: Step, quick: Sequence[Step]) -> Timing:
+    exact, *rounded = [step() for step in quick]  # also the warm-up, as the plain step is
+    difference = float((slow() - exact).abs().max())
+    ways = (slow, *quick)
+    times: list[list[float]] = [[] for _ in ways]
     end = time.perf_counter() + budget
     for k in range(repeats):
         if k and time.perf_counter() > end:
             break
-        for step, found in zip((slow, quick), times, strict=True):
+        for step, found in zip(ways, times, strict=True):
             _wait(device)
             started = time.perf_counter()
             step()
             _wait(device)
             found.append(time.perf_counter() - started)
-    return Timing(name, statistics.median(times[0]), statistics.median(times[1]), difference, len(times[1]))
+    plain, fast, *others = map(statistics.median, times)
+    rounding = float((rounded[0] - exact).abs().max()) if rounded else None
+    return Timing(name, plain, fast, difference, len(times[1]), others[0] if others else None, rounding)
 
 
 def _wait(device: torch.device) -> None:
@@ -217,6 +265,15 @@ def with_stage(config: ModelConfig, stage: int) -> ModelConfig:
     return replace(config, adapters=replace(config.adapters, count=stage))
 
 
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in its vector or tile units (x86 on Linux; elsewhere not known)."""
+    try:
+        flags = re.search(r'^flags\s*:(.*)$', Path('/proc/cpuinfo').read_text(encoding='utf-8'), re.MULTILINE)
+    except OSError:
+        return False
+    return flags is not None and not {'avx512_bf16', 'amx_bf16'}.isdisjoint(flags.group(1).split())
+
+
 def measure_preset(
     size: str,
     stage: int,
@@ -227,12 +284,17 @@ def measure_preset(
     budget: float = math.inf,
     threads: int = 0,
     progress: Callable[[str], None] | None = None,
+    capture: str = 'auto',
+    compile: bool = False,
+    only: Collection[str] = (),
 ) -> dict[str, Any]:
     """:func:`measure` of a preset, with device and number format by name, as plain data for JSON.
 
     Args:
-        device: 'auto', 'cpu', 'cuda', ... dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on a GPU).
-        budget: see :func:`measure`. threads: of torch on a CPU; 0: as many as there are cores.
+        device: 'auto', 'cpu', 'cuda', ... dtype: 'float32', 'bfloat16', 'both' (the fast path in bfloat16 as well), or
+            'auto': bfloat16 on a GPU, both at medium size on a CPU with instructions for it, otherwise float32.
+        budget, capture, compile, only: see :func:`measure`.
+        threads: of torch on a CPU; 0: as many as there are cores.
 
     Raises:
         ConfigError: unknown preset, stage, device or number format.
@@ -240,19 +302,47 @@ def measure_preset(
     if stage not in (1, 2):
         raise ConfigError(f'stage {stage}: the model is trained in stages 1 and 2')
     config, place = with_stage(preset(size), stage), pick_device(device)
-    number, before = pick_dtype(dtype, place), torch.get_num_threads()
+    if dtype == 'auto' and place.type == 'cpu' and size == 'medium' and fast_bfloat16():
+        dtype = 'both'
+    number, before = pick_dtype('float32' if dtype == 'both' else dtype, place), torch.get_num_threads()
     torch.set_num_threads(threads or before)
+    if place.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(place)
     try:
         used = torch.get_num_threads()
-        timings = measure(config, device=place, dtype=number, repeats=repeats, budget=budget, progress=progress)
+        timings = measure(
+            config,
+            device=place,
+            dtype=number,
+            repeats=repeats,
+            budget=budget,
+            progress=progress,
+            capture=capture,
+            compile=compile,
+            only=only,
+            bfloat16=dtype == 'both',
+        )
     finally:
         torch.set_num_threads(before)
+    served = torch.bfloat16 if dtype == 'both' else number
+    memory: dict[str, Any] = {'dtype': _name(served), 'computed': serving_memory(config, served)}
+    # Of the process, both paths and everything before; and what the GPU held of it.
+    memory['process_peak'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if place.type == 'cuda':
+        memory['gpu_peak'] = torch.cuda.max_memory_allocated(place)
     return {
         'size': size,
         'stage': stage,
         'parameters': sum(math.prod(shape) for shape in parameter_shapes(config).values()),
         'device': torch.cuda.get_device_name(place) if place.type == 'cuda' else str(place),
-        'dtype': str(number).removeprefix('torch.'),
+        'dtype': _name(number),
         'threads': used,
+        'capture': capture,
+        'compile': compile,
+        'memory': memory,
         'steps': [t.to_dict() for t in timings],
     }
+
+
+def _name(number: torch.dtype) -> str:
+    return str(number).removeprefix('torch.')

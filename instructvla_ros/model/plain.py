@@ -26,11 +26,11 @@ class ReferenceOrder:
         self.model = model
         config = model.config
         like = model.vlm.query_embed
-        dead = (
-            FilmBlock(config.dino.width, config.dino.heads, config.language.hidden_size)
+        dead = (  # one at a time: in float32 all of them are 1.3 GB at full size
+            FilmBlock(config.dino.width, config.dino.heads, config.language.hidden_size).to(like.device, like.dtype)
             for _ in range(config.dino.depth - config.dino.tap_block - 1)
         )
-        self.dead = nn.ModuleList(dead).to(device=like.device, dtype=like.dtype).eval()
+        self.dead = nn.ModuleList(dead).eval()
 
     @torch.no_grad()
     def begin(self, pixels: Tensor) -> Session:
