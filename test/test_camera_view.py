@@ -16,6 +16,8 @@ from instructvla_ros.data.align import BuildOptions
 from instructvla_ros.data.bag_values import IMAGE, JOINT_STATE
 from instructvla_ros.data.bags import open_bag
 from instructvla_ros.data.build import Report, build_episodes
+from instructvla_ros.data.collect import Job, collect
+from instructvla_ros.data.episodes import Dataset
 from instructvla_ros.data.rebag import write_bag
 from instructvla_ros.datatypes import Observation, RobotState
 from instructvla_ros.errors import ConfigError, DataError, ObservationError, SetupError
@@ -213,6 +215,20 @@ def test_recorded_jpegs_are_stored_as_they_are_seen(tmp_path: Path) -> None:
         expected = camera_view.prepare(view, plain.views[name][2])
         np.testing.assert_array_equal(seen.views[name][2], expected)
     assert plain.views['front'].encoded(2)[:2] == b'\xff\xd8', 'untouched pictures keep their bytes'
+
+
+def test_one_dataset_is_seen_one_way(tmp_path: Path) -> None:
+    bags = [write(tmp_path / name, seconds=1.0) for name in ('a', 'b', 'c')]
+
+    def job(views: dict[str, View]) -> Job:
+        return Job(BuildOptions(min_frames=3), robot(views=views), robot(), lambda _: forward, instruction='go')
+
+    other = {**SEEN, 'front': replace(SEEN['front'], crop=(4, 2, 20, 16))}  # the same size: nobody would notice
+    collect(bags[:1], tmp_path / 'out', job(SEEN))
+    with pytest.raises(DataError, match=r"b is seen as \{'front': \{'crop': \[4, 2, 20, 16\].*crop': \[3, 2, 20, 16\]"):
+        collect(bags[1:2], tmp_path / 'out', job(other))
+    collect(bags[1:], tmp_path / 'out', job(SEEN))
+    assert len(Dataset.open(tmp_path / 'out').index) == 3
 
 
 def test_a_picture_too_small_for_its_crop_is_dropped_by_the_reader_with_numbers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..camera_view import is_plain
 from ..config import from_dict, to_dict
 from ..errors import ConfigError, DataError
 from ..settings import Embodiment
@@ -97,8 +98,8 @@ def collect(paths: Sequence[str | Path], out: str | Path, job: Job) -> list[Repo
     """Build every bag into the dataset ``out``; continues where an interrupted call stopped.
 
     Raises:
-        DataError: a bag cannot be used (named), was built with other settings, or does not fit into the dataset. Bags
-            before it are in the dataset.
+        DataError: a bag cannot be used (named), was built with other settings, is seen with another crop, flip or turn
+            than those before it, or does not fit into the dataset. Bags before it are in the dataset.
     """
     folder = Path(out)
     bags = find_bags(paths)
@@ -119,6 +120,7 @@ def collect(paths: Sequence[str | Path], out: str | Path, job: Job) -> list[Repo
                 reports.append(Report(**{**before['report'], 'cached': True}))
                 job.progress(number, 1.0)
                 continue
+            _refuse_mixture(path, folder, settings, [entry['settings'] for entry in done.values()])
             prefix = _prefix(path, key + settings['hash'])
             report = Report(str(path))
 
@@ -199,7 +201,23 @@ def _settings(job: Job, robot: Embodiment) -> dict[str, Any]:
         },
         sort_keys=True,
     )
-    return {'hash': hashlib.sha256(text.encode()).hexdigest()[:16], 'step_period': job.options.step_period}
+    seen = {
+        name: {'crop': list(view.crop), 'flip': view.flip, 'rotate': view.rotate}
+        for name, view in robot.views.items()
+        if not is_plain(view)
+    }
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {'hash': digest, 'step_period': job.options.step_period, 'seen': seen}
+
+
+def _refuse_mixture(path: Path, folder: Path, settings: dict[str, Any], before: list[dict[str, Any]]) -> None:
+    for other in before:
+        if other.get('seen', {}) != settings['seen']:
+            raise DataError(
+                f'{path} is seen as {settings["seen"] or "recorded"}, the bags in {folder} as '
+                f'{other.get("seen") or "recorded"} (crop, flip and rotate of the views): a policy would be trained '
+                'on both; give one --embodiment for all bags, or build into another folder'
+            )
 
 
 def _known(folder: Path) -> set[str]:

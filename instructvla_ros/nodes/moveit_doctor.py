@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -78,6 +79,11 @@ class _Doctor:
             for step in (self._model, self._tip, self._scene):
                 yield from self._safely(step)
         yield from self._topics()
+        if importlib.util.find_spec('moveit') is None:
+            way = 'install ros-<distro>-moveit-py for backend moveit_py; backend moveit does not need it'
+            yield Finding('moveit_py', NOTE, 'cannot be imported', way)
+        else:
+            yield Finding('moveit_py', OK, 'can be imported')
 
     def _safely(self, step: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         name = step.__name__.strip('_')
