@@ -39,7 +39,7 @@ def _model(found: list[dict[str, Any]]) -> Table:
     names = ['reference [ms]', 'fast [ms]', 'ratio', 'difference']
     rounded = any(step['bfloat16_s'] is not None for model in found for step in model['steps'])
     for name in [*names, *(['bfloat16 [ms]', 'ratio to fast'] if rounded else [])]:
-        table.add_column(name, justify='right')
+        table.add_column(escape(name), justify='right')  # [ms] is no markup
     for model in found:
         table.add_section()
         head = f'{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}'
@@ -55,7 +55,8 @@ def _model(found: list[dict[str, Any]]) -> Table:
             if step['bfloat16_s'] is not None:
                 cells += [f'{step["bfloat16_s"] * 1e3:.1f}', f'{step["bfloat16_ratio"]:.2f}']
             table.add_row(step['step'], *cells)
-        table.add_row(f'[dim]{_memory(model["memory"])}[/]')
+    table.caption = '\n'.join(f'{m["size"]}, stage {m["stage"]}: {_memory(m["memory"])}' for m in found)
+    table.caption_justify = 'left'
     return table
 
 
@@ -72,7 +73,7 @@ def _train(found: list[dict[str, Any]]) -> Table:
     table = Table(title="train: one optimiser step in the reference's order of work against ours (medians)")
     table.add_column('model')
     for name in ('batch', 'reference [ms]', 'ours [ms]', 'ratio', 'loss differs by', 'gradients [M]'):
-        table.add_column(name, justify='right')
+        table.add_column(escape(name), justify='right')  # [ms] is no markup
     for step in found:
         table.add_row(
             f'{step["size"]}, {step["recipe"]}',
@@ -90,7 +91,7 @@ def _control(found: dict[str, Any]) -> Table:
     table = Table(title=f'control: periods of {found["period"] * 1e3:g} ms')
     table.add_column('part')
     for name in ('count', 'median [ms]', '99 % [ms]', 'largest [ms]', 'of a period'):
-        table.add_column(name, justify='right')
+        table.add_column(escape(name), justify='right')  # [ms] is no markup
     for name, s in found['parts'].items():
         table.add_row(
             name,
@@ -105,7 +106,7 @@ def _transport(found: dict[str, Any]) -> Table:
     table = Table(title='transport: between two processes over DDS')
     table.add_column('message')
     for name in ('rate [Hz]', 'received', 'median [ms]', '99 % [ms]', 'largest [ms]'):
-        table.add_column(name, justify='right')
+        table.add_column(escape(name), justify='right')  # [ms] is no markup
     for name, s in found.items():
         size = f' of {s["bytes"] / 1e6:.2f} MB' if 'bytes' in s else ''
         times = (f'{s[key] * 1e3:.2f}' if key in s else '-' for key in ('p50', 'p99', 'max'))
