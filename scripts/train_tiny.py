@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             ('words', [still], None),
             ('pointing', [still, demos], runs['words'] / 'checkpoint'),
             ('stage1', [demos], runs['pointing'] / 'checkpoint'),
-            ('stage2', [demos], runs['stage1'] / 'checkpoint'),
+            ('stage2', [demos, still], runs['stage1'] / 'checkpoint'),
         ):
             part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))
     except KeyboardInterrupt:
@@ -98,7 +98,9 @@ def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argpa
     from instructvla_ros.training.loop import train
 
     torch.set_num_threads(args.threads)
-    changes = [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
+    # Sentences need many scenes, and motion needs motion: by frames alone, pictures of scenes would be one in nine.
+    changes = ['shares=[0.55,0.45]'] if name == 'stage2' else []
+    changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
     options = read_options(f'tiny_{name}', [str(d) for d in data], str(init) if init else '', changes)
     if train(options, out).interrupted:
         raise KeyboardInterrupt
