@@ -141,7 +141,7 @@ def _curve(motion: Motion, begun: list[Shown]) -> list[Shape]:
 
 
 def _spans(motion: Motion, said: list[tuple[float, str]], now: float) -> list[tuple[Array, Array, tuple[float, ...]]]:
-    out = []
+    out: list[tuple[Array, Array, tuple[float, ...]]] = []
     for k, (t, _) in enumerate(said[-MOST_POINTS:]):
         until = said[-MOST_POINTS:][k + 1][0] if k + 1 < len(said[-MOST_POINTS:]) else max(now, t)
         out.append((_place(motion, t, -2.2), _place(motion, until, -2.2), (*_WORDS[k % 2], 0.95)))

@@ -19,10 +19,9 @@ from scipy.spatial.transform import Rotation
 
 from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
 from ..errors import DataError
-from ..geometry import Array
 from ..visual import chunk_poses
 from .replay_source import ChunkEvent, GripperEvent, Recording, SaidEvent, StateEvent, WordsEvent, due_ns
-from .replay_trace import Track
+from .replay_trace import Data, Track
 from .runlog import plain
 
 CHANNELS = ('x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper')
@@ -53,7 +52,7 @@ class Motion:
         """Seconds from the first to the last joint state."""
         return self.track.duration
 
-    def rows(self, poses: Array, openness: Array) -> Array:
+    def rows(self, poses: Data, openness: Data) -> Data:
         """Rows (..., 7) of poses (..., 4, 4) [m] and openness (...); NaN where the pose is."""
         flat = poses.reshape(-1, 4, 4)
         out = np.full((len(flat), 7), np.nan)
@@ -66,11 +65,11 @@ class Motion:
             out[good, 6] = np.asarray(openness, dtype=np.float64).reshape(-1)[good]
         return out.reshape(*poses.shape[:-2], 7)
 
-    def stamps(self, seconds: Array) -> Array:
+    def stamps(self, seconds: Data) -> Data:
         """Stamps [ns] of times [s]."""
         return self.start_ns + np.round(np.asarray(seconds) * 1e9).astype(np.int64)
 
-    def at(self, seconds: Array) -> Array:
+    def at(self, seconds: Data) -> Data:
         """Rows (N, 7) at times (N,) [s]; NaN outside the recording."""
         stamps = self.stamps(seconds)
         return self.rows(self.track.poses(stamps), self.track.gripper(stamps))
@@ -92,7 +91,7 @@ class Motion:
 
 
 def read_motion(
-    recording: Recording, forward: Callable[[Array], Array], duration: float = float('inf'), instruction: str = ''
+    recording: Recording, forward: Callable[[Data], Data], duration: float = float('inf'), instruction: str = ''
 ) -> Motion:
     """Read the motion and the words of a recording once, without its pictures.
 
@@ -103,7 +102,7 @@ def read_motion(
         DataError: it cannot be read or holds fewer than two joint states.
     """
     forward = recording.forward or forward
-    states: list[tuple[int, Array, float]] = []
+    states: list[tuple[int, Data, float]] = []
     commands: list[tuple[int, float]] = []
     words: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
@@ -155,10 +154,10 @@ class Shown:
         error: (n + 1,) distance between them [m]. row: the same as JSON data.
     """
 
-    times: Array
-    predicted: Array
-    recorded: Array
-    error: Array
+    times: Data
+    predicted: Data
+    recorded: Data
+    error: Data
     row: dict[str, Any]
 
 
@@ -260,12 +259,11 @@ class Timeline:
             't': round(float(times[0]), 3),
             'dt': round(chunk.step_period, 4),
             'rows': _rounded(motion.rows(predicted, openness)),
-            'error': _rounded(1e3 * error[:, None], 1),
+            'error': _rounded(1e3 * error[None], 1)[0],
             'said': chunk.reasoning_id,
             'policy': chunk.policy,
             'done': chunk.done,
         }
-        row['error'] = [v[0] for v in row['error']]
         return Shown(times, predicted, recorded, error, row)
 
     def _sentence(self, said: Reasoning) -> dict[str, Any]:
@@ -277,5 +275,5 @@ class Timeline:
         return {'n': k, 't': t, 'until': until, **v}
 
 
-def _rounded(rows: Array, digits: int = 4) -> list[list[float | None]]:
+def _rounded(rows: Data, digits: int = 4) -> list[list[float | None]]:
     return [[round(v, digits) if np.isfinite(v) else None for v in row] for row in np.asarray(rows).tolist()]

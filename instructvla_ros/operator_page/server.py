@@ -34,7 +34,7 @@ _FILES = {
     '/page.css': ('page.css', 'text/css; charset=utf-8'),
     **{
         f'/{n}.js': (f'{n}.js', 'text/javascript; charset=utf-8')
-        for n in ('page', 'link', 'scene', 'solids', 'timeline')
+        for n in ('page', 'link', 'scene', 'solids', 'timeline', 'marks')
     },
 }
 _HEADERS = {

@@ -46,3 +46,10 @@ def test_nothing_can_move_and_everybody_follows_the_clock_of_the_recording():
 def test_rviz_on_request():
     assert 'rviz2' in started(bag='a', rviz='true') and 'viz_node' in started(bag='a', rviz='true', viz='false')
     assert 'viz_node' not in started(bag='a', viz='false')
+
+
+def test_the_page_on_request_and_staying_to_look():
+    nodes = started(bag='a', web='true', web_port='0', stay='true')
+    assert nodes['web_node']['use_sim_time'] is True and nodes['web_node']['port'] == 0
+    assert nodes['replay_node']['stay'] is True and started(bag='a')['replay_node']['stay'] is False
+    assert 'web_node' not in started(bag='a')

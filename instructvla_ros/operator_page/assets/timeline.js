@@ -1,7 +1,7 @@
 // Recorded against predicted motion over time, while a recording is replayed: one canvas for the curves, one on top
 // for what moves. Pointing at a moment shows its numbers, a click keeps it, the wheel zooms.
+import { ramp, shapes } from '/marks.js';
 
-const RAMP = [[38, 102, 255], [13, 204, 230], [89, 230, 89], [255, 217, 26]];
 const RECORDED = 'rgb(204 115 255)', DIM = '#93a1af', EDGE = '#2b343e';
 const ACTIONS = { SCALED: '#ffd933', CLIPPED: '#ff991a', REFUSED: '#ff1a26', HELD: '#f060c0' };
 const WORDS = ['#24587f', '#1f6a5c'];
@@ -11,10 +11,6 @@ const NAMES = ['x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper'];
 const UNITS = ['m', 'm', 'm', '°', '°', '°', ''];
 const DIGITS = [3, 3, 3, 1, 1, 1, 2];
 
-function ramp(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), k = Math.min(Math.floor(at), RAMP.length - 2);
-  return RAMP[k].map((v, c) => Math.round(v + (at - k) * (RAMP[k + 1][c] - v)));
-}
 // Last index whose value is not above t, -1 when there is none; rows are in the order of time.
 function before(rows, t, of) {
   let low = 0, high = rows.length;
@@ -70,7 +66,7 @@ export class Timeline {
 
   // What is new; false when something before it is missing.
   news(message) {
-    if (this.recorded && message.number <= this.number) return true; // known from the greeting
+    if (this.recorded && message.number <= this.number) return true;
     if (!this.recorded || message.number !== this.number + 1) return false;
     this.number = message.number;
     this.take(message);
@@ -295,7 +291,7 @@ export class Timeline {
     };
     c.fillStyle = 'rgb(16 20 24 / .45)';
     const rest = Math.min(Math.max(this.x(this.now), LEFT), this.width - RIGHT);
-    c.fillRect(rest, 0, this.width - RIGHT - rest, bottom); // not played yet
+    c.fillRect(rest, 0, this.width - RIGHT - rest, bottom);
     line(this.now, '#e9eef3', 1.5);
     const at = this.moment();
     if (this.pinned !== null) line(this.pinned, '#fbbf24', 1.5);
@@ -368,30 +364,7 @@ export class Timeline {
       + (v.value === null ? '' : ` ${v.subject} ${Number(v.value).toPrecision(3)} ${v.unit}${v.limit === null ? '' : ` (limit ${Number(v.limit).toPrecision(3)})`}`)).join(' · '));
     show('.says', words(this.sentences.map((s) => [s.t, s.text])));
     show('.said', this.recorded.notes.length ? words(this.recorded.notes) : '');
-    this.pick(chunk, t);
-  }
-
-  // Recorded path and, for the chunk of the moment, what was predicted and recorded for the same times.
-  pick(chunk, t) {
-    const { rows } = this.recorded, jump = Math.max(1, Math.ceil(rows.length / 400));
-    const path = rows.filter((row, k) => k % jump === 0 && row[0] !== null).flatMap((row) => row.slice(0, 3));
-    const shape = (kind, space, points, color, colors, thick) => ({ kind, space, at: [0, 0, 0], scale: [thick, thick, thick],
-      color, points, colors, text: '' });
-    const out = [shape('LINE_STRIP', 'replay_recorded', path, [0.8, 0.45, 1, 0.55], [], 0.004)];
-    const here = this.recordedAt(t);
-    if (here && here[0] !== null) out.push({ ...shape('SPHERE', 'replay_now', [], [1, 1, 1, 0.9], [], 0.02), at: here.slice(0, 3) });
-    if (chunk) {
-      const known = chunk.rows.map((row, k) => [row, this.recordedAt(chunk.t + k * chunk.dt), k]).filter(([row]) => row[0] !== null);
-      const tint = (k) => [...ramp(k / Math.max(chunk.rows.length - 1, 1)), 255];
-      const predicted = known.flatMap(([row]) => row.slice(0, 3)), colors = known.flatMap(([, , k]) => tint(k));
-      const both = known.filter(([, was]) => was && was[0] !== null);
-      out.push(shape('LINE_STRIP', 'chunk_replay', predicted, [1, 1, 1, 1], colors, 0.006));
-      out.push(shape('SPHERE_LIST', 'chunk_replay', predicted, [1, 1, 1, 1], colors, 0.011));
-      out.push(shape('SPHERE_LIST', 'chunk_replay', both.flatMap(([, was]) => was.slice(0, 3)), [0.8, 0.45, 1, 1], [], 0.011));
-      out.push(shape('LINE_LIST', 'chunk_replay', both.flatMap(([row, was]) => [...row.slice(0, 3), ...was.slice(0, 3)]),
-        [1, 0.25, 0.25, 0.8], [], 0.003));
-    }
-    this.onPick(out);
+    this.onPick(shapes(this.recorded.rows, chunk, this.recordedAt(t), (at) => this.recordedAt(at)));
   }
 
   // Called while nothing arrives: says that it is old.
