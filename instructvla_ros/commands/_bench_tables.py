@@ -34,12 +34,12 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _model(found: list[dict[str, Any]]) -> Table:
-    table = Table(title="model: the reference's order of work against the fast path (medians)")
+    table = Table(title="model: the reference's order of work against the fast path (medians, ms)")
     table.add_column('step')
-    names = ['reference [ms]', 'fast [ms]', 'ratio', 'difference']
+    names = ['reference', 'fast', 'ratio', 'differs']
     rounded = any(step['bfloat16_s'] is not None for model in found for step in model['steps'])
-    for name in [*names, *(['bfloat16 [ms]', 'ratio to fast'] if rounded else [])]:
-        table.add_column(escape(name), justify='right')  # [ms] is no markup
+    for name in [*names, *(['bfloat16', 'ratio'] if rounded else [])]:
+        table.add_column(name, justify='right', no_wrap=True)
     for model in found:
         table.add_section()
         head = f'{model["size"]}, stage {model["stage"]}, {model["dtype"]}, {model["device"]}'
