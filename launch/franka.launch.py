@@ -47,6 +47,7 @@ from instructvla_ros.settings import Embodiment
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'instructvla_ros'
+TIME_TO_END = '20'  # s from Ctrl-C until a node is killed: it brakes, closes its bag, lets its model go
 
 
 def value(source: str | Substitution, kind: type) -> ParameterValue:
@@ -232,6 +233,7 @@ def generate_launch_description() -> LaunchDescription:
             parameters=[common, *parameters],
             ros_arguments=log,
             condition=condition,
+            sigterm_timeout=TIME_TO_END,
         )
 
     thinking = {
