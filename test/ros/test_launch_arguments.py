@@ -55,6 +55,10 @@ REPLAY: dict[str, tuple[str, dict[str, str]]] = {
     'reasoning': ('off', {}),
     'viz': ('false', {}),
     'rviz': ('true', {}),
+    'web': ('true', {}),
+    'web_host': ('0.0.0.0', {'web': 'true'}),
+    'web_port': ('9001', {'web': 'true'}),
+    'stay': ('true', {}),
     'log_level': ('debug', {}),
     'transport_profile': ('/own.xml', {}),
 }
