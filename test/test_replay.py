@@ -10,11 +10,12 @@ import pytest
 import replay_doubles as doubles
 
 from instructvla_ros.data.rebag import BagWriter, write_bag
-from instructvla_ros.errors import ConfigError, DataError
+from instructvla_ros.errors import ConfigError, DataError, SetupError
 from instructvla_ros.evaluation import replay_trace
 from instructvla_ros.evaluation.replay import ReplayOptions, replay
 from instructvla_ros.evaluation.replay_bag import BagRecording
 from instructvla_ros.evaluation.replay_compare import compare, interval, reproduces
+from instructvla_ros.evaluation.replay_judge import RemoteJudge
 from instructvla_ros.evaluation.replay_limits import Limit, Limits, check, junit, load_limits, numbers
 from instructvla_ros.evaluation.replay_metrics import match_events, summarize, switch_events, word_f1
 from instructvla_ros.evaluation.replay_policies import RecordedPolicy
@@ -297,3 +298,38 @@ def test_junit_counts_and_survives_odd_names() -> None:
     root = ElementTree.fromstring(text.split('\n', 1)[1])
     assert (root.get('tests'), root.get('failures'), root.get('skipped')) == ('3', '1', '1')
     assert root.find('.//failure').get('message') == '1 > 0'
+
+
+def test_the_controller_may_judge_in_a_process_of_its_own(bag: Path) -> None:
+    """Everything is as before, verdicts and refusals too."""
+    traces = []
+    for separate in (False, True):
+        with BagRecording(bag, doubles.embodiment()) as source:
+            good = RecordedPolicy(source, doubles.settings(), kinematics=doubles.kinematics())
+            policy = doubles.Planted(good, _too_fast)
+            traces.append(run(source, policy, ReplayOptions(separate=separate)))
+    here, there = traces
+    assert here.verdicts and here.verdicts == there.verdicts
+    assert [c.refused for c in here.chunks] == [c.refused for c in there.chunks]
+    assert [c.chunk.steps.tobytes() for c in here.chunks] == [c.chunk.steps.tobytes() for c in there.chunks]
+
+
+def _too_fast(chunk):
+    steps = chunk.steps.copy()
+    steps[:, 0] += 0.2
+    return changed(chunk, steps=steps)
+
+
+def test_a_judge_that_dies_is_named_and_nothing_hangs() -> None:
+    judge = RemoteJudge(doubles.embodiment(), doubles.control())
+    judge._process.kill()
+    for k in range(2000):
+        judge.advance(k * 10_000_000)
+    with pytest.raises(SetupError, match='judges the chunks'):
+        judge.finish()
+    judge.close()
+    broken = RemoteJudge(doubles.embodiment(), doubles.control())
+    broken.state('not a state')  # type: ignore[arg-type]
+    broken.advance(0)
+    with pytest.raises(SetupError, match='Traceback'):
+        broken.finish()

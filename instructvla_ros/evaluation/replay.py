@@ -15,17 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import replace as changed
-from ..control.bounds import Bounds
-from ..control.controller import Controller
 from ..control.kinematics import Kinematics
-from ..control.safety_chunk import check_chunk
-from ..datatypes import ActionChunk, Image, Observation, Reasoning, RobotState, Verdict, VerdictAction
+from ..datatypes import ActionChunk, Image, Observation, Reasoning, RobotState
 from ..errors import ConfigError, DataError, InstructVLAError, ObservationError
 from ..geometry import Array
 from ..observing import Pacer, Stale, Synchronizer
 from ..policy import Policy
 from ..settings import Control, PolicySettings
+from .replay_judge import Judge, Judging, RemoteJudge
 from .replay_source import (
     ChunkEvent,
     Event,
@@ -43,10 +40,6 @@ from .runlog import plain
 
 _PLACE_HOLDER = np.zeros((1, 1, 3), dtype=np.uint8)
 _KEPT = 16  # encoded pictures per view that may still be asked for
-NO_MOTION = ('joint_state', 'anchor')
-"""Rules that say why the controller has no starting point, which is no judgement of the chunk itself."""
-
-
 
 @dataclass(frozen=True)
 class ReplayOptions:
@@ -57,6 +50,7 @@ class ReplayOptions:
             controller, on the clock of the recording [s]. judge: run the controller in dry-run.
         at: 'rate' asks the policy at its own rate, 'recorded' for exactly the observations that the recorded chunks
             rest on. stamps: ask it for exactly these observations [ns]. start, duration: part of the recording [s].
+        separate: run the controller in a process of its own, with the same result; it costs a second to start.
     """
 
     instruction: str = ''
@@ -66,6 +60,7 @@ class ReplayOptions:
     start: float = 0.0
     duration: float = float('inf')
     stamps: frozenset[int] | None = None
+    separate: bool = False
 
     def __post_init__(self) -> None:
         if self.at not in ('rate', 'recorded'):
@@ -108,18 +103,21 @@ def replay(
     started = time.perf_counter()
     run = _Run(recording, policy, settings, control, options, look, kinematics)
     try:
-        for event in recording.events():
-            if watch is not None:
-                watch(event)
-            if not run.take(event):
-                break
-            if progress is not None:
-                progress(run.elapsed)
-    except InstructVLAError as err:
-        if not isinstance(err, DataError) or not run.chunks:
-            raise
-        recording.trouble.add(f'the rest cannot be read: {err}')  # what was readable is used
-    return run.finish(time.perf_counter() - started)
+        try:
+            for event in recording.events():
+                if watch is not None:
+                    watch(event)
+                if not run.take(event):
+                    break
+                if progress is not None:
+                    progress(run.elapsed)
+        except InstructVLAError as err:
+            if not isinstance(err, DataError) or not run.chunks:
+                raise
+            recording.trouble.add(f'the rest cannot be read: {err}')  # what was readable is used
+        return run.finish(started)
+    finally:
+        run.judge.close()
 
 
 class _Run:
@@ -145,13 +143,11 @@ class _Run:
                 'name the topics of its cameras in the embodiment'
             )
         self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
-        self.bounds = Bounds.from_settings(embodiment, control)
-        self.controller: Controller | None = None
-        if options.judge:
-            self.controller = Controller(
-                embodiment, changed(control, start_enabled=True, dry_run=True), self.kinematics
-            )
-        self.period_ns = round(1e9 / control.rate)
+        self.judge: Judging
+        if options.judge and options.separate:
+            self.judge = RemoteJudge(embodiment, control)
+        else:
+            self.judge = Judge(embodiment, control, options.judge, self.kinematics)
         self.look = look
         self.pacer = Pacer(settings.chunk_rate)
         self.pictures: dict[tuple[str, int], FrameEvent] = {}
@@ -159,17 +155,13 @@ class _Run:
         self.words = bool(options.instruction)
         self.first_ns: int | None = None
         self.now_ns = 0
-        self.next_tick = 0
         self.last_stamp = 0
         self.next_think = -float('inf')
         self.reasoning: Reasoning | None = None
         self.sentence = -1
-        self.state: RobotState | None = None
-        self.waiting: list[tuple[int, int, ActionChunk]] = []
         self.chunks: list[Judged] = []
         self.sentences: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
-        self.verdicts: list[dict[str, Any]] = []
         self.stale: dict[str, int] = {}
         self.recorded: list[ActionChunk] = []
         self.due = _recorded_stamps(recording) if options.at == 'recorded' else options.stamps
@@ -190,7 +182,7 @@ class _Run:
             self.first_ns = self.now_ns
         if self.elapsed > self.options.start + self.options.duration:
             return False
-        self._tick()
+        self.judge.advance(self.now_ns)
         if isinstance(event, StateEvent):
             self._take_state(event)
         elif isinstance(event, FrameEvent):
@@ -226,7 +218,7 @@ class _Run:
         self.states.append((event.stamp_ns, pose, event.state.gripper))
         q = event.state.q[: self.joints]
         if len(q) == self.joints and np.isfinite(q).all():
-            self.state = RobotState(event.stamp_ns, q, event.state.dq[: self.joints], event.state.gripper)
+            self.judge.state(RobotState(event.stamp_ns, q, event.state.dq[: self.joints], event.state.gripper))
 
     def _take_frame(self, event: FrameEvent) -> None:
         if event.view not in self.frames:
@@ -252,9 +244,7 @@ class _Run:
         self.pacer.reset()
         self.next_think = -float('inf')
         self.reasoning, self.sentence, self.last_stamp = None, -1, 0
-        self.waiting.clear()
-        if self.controller is not None:
-            self.controller.drop_chunk('another instruction')
+        self.judge.drop('another instruction')
 
     def _end_segment(self) -> None:
         for k in range(self.segment, len(self.chunks)):
@@ -340,53 +330,20 @@ class _Run:
         sentence = self.sentence if chunk.reasoning_id else -1
         self.chunks.append(Judged(chunk, '', think, infer, decode, sentence))
         arrival = self.now_ns + round(self.options.latency * 1e9)
-        self.waiting.append((arrival, number, replace(chunk, created_stamp_ns=arrival)))
-        if self.options.latency == 0.0:
-            self._deliver()
+        self.judge.chunk(number, chunk, arrival, self.now_ns)
         if self.look is not None:
             self.look(seen, chunk, self.reasoning if sentence >= 0 else None)
 
-    def _deliver(self) -> None:
-        while self.waiting and self.waiting[0][0] <= self.now_ns:
-            arrival, number, chunk = self.waiting.pop(0)
-            found: list[Verdict] = []
-            if self.controller is not None and self.state is not None:
-                found = self.controller.on_chunk(chunk, arrival)
-            if self.controller is None or self.state is None or any(v.rule in NO_MOTION for v in found):
-                # The controller has no starting point: the rungs that look at the chunk alone still do.
-                found = list(check_chunk(chunk, arrival, self.bounds)[1])
-                self._keep(found, arrival)
-            refused = [v.rule for v in found if v.action is VerdictAction.REFUSED]
-            if refused:
-                self.chunks[number] = replace(self.chunks[number], refused=refused[0])
-
-    def _tick(self) -> None:
-        """Run the controller's periods up to now, with what was known then."""
-        self._deliver()
-        if self.controller is None or self.state is None:
-            self.next_tick = self.now_ns
-            return
-        if abs(self.now_ns - self.next_tick) > 2_000_000_000:
-            self.next_tick = self.now_ns  # the clock leapt; the controller says so itself
-        while self.next_tick <= self.now_ns:
-            output = self.controller.tick(self.next_tick, self.state)
-            self._keep(output.verdicts, self.next_tick)
-            self.next_tick += self.period_ns
-
-    def _keep(self, verdicts: Any, stamp_ns: int) -> None:
-        for v in verdicts:
-            if v.action is VerdictAction.PASSED or v.rule in NO_MOTION:
-                continue
-            words = {k: getattr(v, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
-            self.verdicts.append({'stamp_ns': stamp_ns, 'action': v.action.name, **words})
-
-    def finish(self, wall: float) -> Trace:
+    def finish(self, started: float) -> Trace:
         """Everything so far as a trace."""
         if not self.words:
             raise ConfigError(
                 f'{self.recording.name}: no instruction is recorded; say what was asked with --instruction "..."'
             )
         self._end_segment_at_end()
+        verdicts, refused = self.judge.finish()
+        for number, rule in refused.items():
+            self.chunks[number] = replace(self.chunks[number], refused=rule)
         meta = {
             'recording': self.recording.name,
             'policy': self.policy.name,
@@ -398,12 +355,12 @@ class _Run:
             'latency': self.options.latency,
             'chunk_rate': self.settings.chunk_rate,
             'reasoning': self.settings.reasoning,
-            'judged': self.controller is not None,
+            'judged': self.options.judge,
             'privileged': self.policy.privileged,
             'frames': self.frames,
             'states': len(self.states),
             'duration': self.elapsed,
-            'wall': wall,
+            'wall': time.perf_counter() - started,
             'instructions': list(dict.fromkeys(c.chunk.instruction for c in self.chunks)),
         }
         return Trace(
@@ -412,7 +369,7 @@ class _Run:
             chunks=tuple(self.chunks),
             sentences=tuple(self.sentences),
             notes=tuple(self.notes),
-            verdicts=tuple(plain(self.verdicts)),
+            verdicts=tuple(plain(verdicts)),
             stale=self.stale,
             trouble=dict(self.recording.trouble.counts),
             missing=tuple(self.recording.missing),

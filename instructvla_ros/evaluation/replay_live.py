@@ -19,7 +19,7 @@ from ..control.safety_chunk import check_chunk
 from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictAction
 from ..errors import ConfigError
 from ..geometry import Array
-from .replay import NO_MOTION
+from .replay_judge import NO_MOTION
 from .replay_source import ChunkEvent, EpisodeRecording, Event, GripperEvent, Recording, SaidEvent, StateEvent
 from .replay_trace import Judged, Trace, Track
 from .runlog import plain

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .replay_trace import Trace
 from .runlog import plain
 
 RECORDED = 'recorded'
+_WORTH_A_PROCESS = 20.0  # length of a bag from which the controller gets a process of its own [s]
 
 
 @dataclass(frozen=True)
@@ -164,18 +166,25 @@ class Replayer:
         policy = self.policy(recording)
         policy.reset()
         plan = self.plan
+        options = plan.options
+        if options.judge and getattr(recording, 'duration', 0.0) >= _WORTH_A_PROCESS and len(_cores()) > 1:
+            options = replace(options, separate=True)
         trace = replay(
             recording,
             policy,
             plan.settings,
             plan.control,
-            plan.options,
+            options,
             look=look,
             watch=watch,
             progress=progress,
             kinematics=self.kinematics,
         )
         return judge(trace, limits)
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else set(range(os.cpu_count() or 1))
 
 
 def judge(trace: Trace, limits: Limits | None = None) -> Outcome:
