@@ -158,9 +158,7 @@ def _list(wanted: Sequence[Case], as_json: bool) -> int:
     for r in rows:
         place = f' -> {r["destination"]}' if r['destination'] else ''
         more = ', '.join(w for w in (r['variant'], r['strategy'], '' if r['sentence'] else 'no sentence') if w)
-        print(
-            f'{r["suite"]:12s} {r["kind"]:14s} {r["seed"]:8d}  {r["instruction"]}  [{r["target"]}{place}]  {more}'
-        )
+        print(f'{r["suite"]:12s} {r["kind"]:14s} {r["seed"]:8d}  {r["instruction"]}  [{r["target"]}{place}]  {more}')
     print(f'{len(rows)} episodes', file=sys.stderr)
     return 0
 
@@ -208,6 +206,10 @@ def _run(wanted: Sequence[Case], setup: Setup, workers: int, quiet: bool) -> lis
         return run_cases(wanted, setup, workers, on_row)
 
 
+def _seam(value: float | None, width: int, scale: float) -> str:
+    return f'{"-":>{width}s}' if value is None else f'{scale * value:{width}.1f}'
+
+
 def _said_arguments(arguments: argparse.Namespace) -> list[str]:
     out = ['evaluate', 'sim']
     for name in ('checkpoint', 'policy', 'instructions', 'sentence', 'strategies', 'device'):
@@ -230,7 +232,12 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(runlog.plain(summary), allow_nan=False))
         return
-    print(f'{"suite":34s}{"sentence":>9s}{"solved":>11s}{"":>7s}{"95 % interval":>16s}{"median s":>10s}{"jerk":>8s}')
+    # What happens where chunks take over is asked for with the strategies.
+    seams = any(e['strategy'] for e in summary['table'])
+    print(
+        f'{"suite":34s}{"sentence":>9s}{"solved":>11s}{"":>7s}{"95 % interval":>16s}{"median s":>10s}{"jerk":>8s}'
+        + (f'{"at seams":>10s}{"gap mm":>8s}{"jump mm/s":>11s}' if seams else '')
+    )
     for e in summary['table']:
         name = ', '.join(w for w in (e['suite'], e['variant'], e['strategy']) if w)
         low, high = e['interval']
@@ -239,6 +246,11 @@ def _print(summary: dict[str, Any], as_json: bool) -> None:
         print(
             f'{name:34s}{"yes" if e["sentence"] else "no":>9s}{count:>11s}{100 * e["rate"]:5.0f} %'
             f'{f"{100 * low:.0f} .. {100 * high:.0f} %":>16s}{median:>10s}{e["jerk"]:8.1f}'
+            + (
+                _seam(e['seam_jerk'], 10, 1.0) + _seam(e['seam_gap'], 8, 1e3) + _seam(e['seam_jump'], 11, 1e3)
+                if seams
+                else ''
+            )
         )
     for suite, p in summary['paired'].items():
         if p:

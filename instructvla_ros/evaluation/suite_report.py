@@ -82,6 +82,7 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row], suites: Sequence[Sui
         hard=hard,
         hard_chart=Markup(rates_chart([(e['variant'] + ('' if e['sentence'] else ', silent'), e) for e in hard])),
         strategies=strategies,
+        strategy_chart=Markup(strategy_chart([(_label(e, names), e) for e in strategies])),
         kinds={s: k for s, k in summary['kinds'].items() if len(k) > 1},
         failures=failures[:LISTED],
         more=max(0, len(failures) - LISTED),
@@ -127,6 +128,42 @@ def rates_chart(entries: Sequence[tuple[str, Mapping[str, Any]]], width: float =
         words = f'{percent(e["rate"])} %  ({e["successes"]}/{e["episodes"]})'
         body.append(text('note strong', frame.right + 10, y + 17, words))
     return document(width, height, body, 'success rates with 95 % intervals')
+
+
+def strategy_chart(entries: Sequence[tuple[str, Mapping[str, Any]]], width: float = 1120) -> str:
+    """One line per entry; side by side its success with interval, its jerk behind seams, and the gap at seams."""
+    if not entries:
+        return ''
+    line, left, gap = 26.0, 220.0, 70.0
+    height = line * len(entries) + 30
+    wide = (width - left - 3 * gap) / 3
+    panels = (
+        ('solved', 'rate', 100.0, '%', 'c1'),
+        ('jerk behind seams', 'seam_jerk', 1.0, 'rad/s³', 'c3'),
+        ('gap at seams', 'seam_gap', 1000.0, 'mm', 'c4'),
+    )
+    body = [text('row', left - 10, 24 + k * line + 17, label, 'end') for k, (label, _) in enumerate(entries)]
+    for p, (title, name, scale, unit, css) in enumerate(panels):
+        x = left + p * (wide + gap)
+        known = [scale * e[name] for _, e in entries if e.get(name) is not None]
+        most = 100.0 if name == 'rate' else max(known, default=0.0) or 1.0
+        body.append(text('note strong', x, 14, f'{title} ({unit})'))
+        for k, (label, e) in enumerate(entries):
+            y, value = 24 + k * line, e.get(name)
+            if value is None:
+                body.append(text('note', x, y + 17, '–'))
+                continue
+            end = wide * scale * value / most
+            tip = f'{label}: {number(value, 1, scale)} {unit}'
+            body.append(rect(f'bar solid {css}', x, y + 5, max(end, 1.0), 16, radius=3, tip=tip))
+            beside = end
+            if name == 'rate':
+                low, high = (x + wide * v for v in e['interval'])
+                body.append(segment('whisker', low, y + 13, high, y + 13))
+                body += [segment('whisker', at, y + 9, at, y + 17) for at in (low, high)]
+                beside = max(end, high - x)
+            body.append(text('note', x + beside + 8, y + 17, number(value, 0 if name == 'rate' else 1, scale)))
+    return document(width, height, body, 'chunk strategies: success, jerk behind seams, gap at seams')
 
 
 def failure_chart(entries: Sequence[tuple[str, Mapping[str, Any]]], width: float = 1120) -> str:

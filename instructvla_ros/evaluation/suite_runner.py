@@ -33,7 +33,8 @@ from ..sim.relations import scene_objects
 from ..sim.tasks import Episode
 from ..sim.world import World
 from . import runlog
-from .rollout import Moment, RolloutResult, run_episode
+from .rollout import START_NS, Moment, RolloutResult, run_episode
+from .seams import Seams
 from .simpler import write_video
 from .suites import Case
 
@@ -151,9 +152,12 @@ class _Watch:
     said: list[str] = field(default_factory=list)
     speeds: list[np.ndarray] = field(default_factory=list)
     frames: list[Image] = field(default_factory=list)
+    seams: Seams = field(default_factory=Seams)
 
     def __call__(self, moment: Moment) -> None:
         command = moment.output.command
+        dq = None if command is None else command.dq
+        self.seams.period(START_NS + round(moment.time * 1e9), moment.output.chunk_id, dq, moment.chunk)
         if command is not None:
             self.speeds.append(np.array(command.dq))
         if moment.reasoning is not None and moment.reasoning.text not in self.said[-1:]:
@@ -203,6 +207,7 @@ def _row(case: Case, result: RolloutResult, watch: _Watch, step_period: float, r
         'limit_hits': sum(counts.values()),
         'path_length': result.path_length,
         'jerk': watch.jerk(rate),
+        **watch.seams.result(rate),
         'said': watch.said[:8],
         'said_right': _names_target(case.episode, watch.said[0]) if watch.said else None,
         'video': '',

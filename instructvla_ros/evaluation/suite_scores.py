@@ -12,13 +12,16 @@ from .metrics import percentiles
 from .scores import wilson
 
 Row = Mapping[str, Any]
+SEAMS = ('seams', 'seam_gap', 'seam_jump', 'seam_jerk')
+"""Numbers of :class:`~.seams.Seams`; earlier results do not have them."""
 
 
 def score(rows: Sequence[Row]) -> dict[str, Any]:
     """Success rate with its 95 % Wilson interval, and means over the episodes.
 
     Returns:
-        episodes, successes, rate, interval; progress, steps, collisions, limit_hits, jerk [rad/s^3] as means; touches
+        episodes, successes, rate, interval; progress, steps, collisions, limit_hits, jerk [rad/s^3] and those of
+        ``SEAMS`` as means; touches
         and bumped as shares of the episodes with any; success_after percentiles [s]; outcomes by count; said_right:
         share of first sentences that name the target, None when nothing was said.
     """
@@ -31,6 +34,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
         'rate': len(wins) / len(rows) if rows else None,
         'interval': [low, high],
         **{name: _mean(r[name] for r in rows) for name in ('progress', 'steps', 'collisions', 'limit_hits', 'jerk')},
+        **{name: _mean(v for r in rows if (v := r.get(name)) is not None) for name in SEAMS},
         'touches': _mean(r['table_touches'] > 0 for r in rows),
         'bumped': _mean(len(r['bumped']) > 0 for r in rows),
         'success_after': percentiles([float(r['success_after']) for r in wins]),
