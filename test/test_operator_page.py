@@ -313,3 +313,19 @@ def test_the_demo_starts_the_page_when_asked(tmp_path):
     assert spec.parameters['port'] == 9000 and spec.parameters['embodiment'].endswith('franka.yaml')
     with pytest.raises(ConfigError, match='port'):
         graph_session.check_options(graph_session.GraphOptions(web_port=0))
+
+
+def test_a_camera_is_where_its_mount_says() -> None:
+    from dataclasses import replace
+
+    from instructvla_ros.settings import Mount
+
+    name, view = next(iter(ROBOT.views.items()))
+    mounted = replace(view, mount=Mount(ROBOT.base_frame, (1.0, 0.2, 0.6), (0.0, 0.0, 0.0)))
+    made = Desk(replace(ROBOT, views={**ROBOT.views, name: mounted}), Safety(), Visual(), 1.0)
+    made.on_description(URDF)
+    pose = made.camera(view.frame_id)
+    assert isinstance(pose, np.ndarray)
+    np.testing.assert_allclose(pose[:3, 3], [1.0, 0.2, 0.6], atol=1e-9)
+    there = desk().camera(view.frame_id)
+    assert isinstance(there, str) or not np.allclose(there[:3, 3], pose[:3, 3])

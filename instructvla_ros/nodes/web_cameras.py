@@ -68,7 +68,8 @@ class Camera:
         self._next = arrived + 1.0 / self._web.image_rate
         lag = (self._node.now_ns() - stamp_from_msg(message.header.stamp)) * 1e-9
         rgb = compressed_from_msg(message) if isinstance(message, CompressedImage) else image_from_msg(message)
-        drawn, problem = self._drawn(rgb, message.header.frame_id or self._view.frame_id)
+        mounted = self._view.frame_id if self._view.mount.link else ''
+        drawn, problem = self._drawn(rgb, mounted or message.header.frame_id or self._view.frame_id)
         picture = Pillow.fromarray(drawn)
         if picture.width > self._web.image_width:
             size = (self._web.image_width, max(1, round(picture.height * self._web.image_width / picture.width)))

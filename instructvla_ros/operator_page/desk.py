@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import camera_view
 from ..control.frames import LinkFrames
 from ..datatypes import ActionChunk, Reasoning, Verdict, VerdictAction
 from ..errors import SetupError
@@ -101,7 +102,7 @@ class Desk:
             SetupError: it cannot be read, or lacks the base frame.
         """
         shapes = solids(urdf)
-        frames = LinkFrames(urdf, self._robot.base_frame)
+        frames = LinkFrames(urdf, self._robot.base_frame, camera_view.mounts(self._robot.views))
         drawn = frozenset(s.link for s in shapes)
         lines = bones(urdf, drawn)
         wanted = drawn | {name for pair in lines for name in pair}
