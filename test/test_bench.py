@@ -123,7 +123,7 @@ def test_a_part_that_fails_does_not_lose_the_others(capsys, tmp_path, monkeypatc
         (['model', '--repeats', '-1'], '--repeats -1'),
         (['model', '--threads', '-2'], '--threads -2'),
         (['model', '--size', 'tiny', '--device', 'tpu'], "device 'tpu'"),
-        (['model', '--size', 'tiny', '--dtype', 'float3'], "dtype 'float3'"),
+        (['model', '--size', 'tiny', '--dtype', 'float3'], "'float3'"),
         (['control', '--out', '.'], 'is a folder'),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from . import _bench_more
+
 
 def show(results: dict[str, Any], console: Console | None = None) -> None:
     """Print what was measured, and on what."""
-    out = console or Console(highlight=False)
+    # A file has room for every column; a terminal has its own width.
+    out = console or Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for title, key in (('machine', 'machine'), ('versions', 'versions')):
         out.print(f'[bold]{title}[/]  ' + ', '.join(f'{k} {v}' for k, v in results[key].items()), soft_wrap=True)
     before, after = results['load_before'][0], results['load_after'][0]
@@ -22,6 +26,8 @@ def show(results: dict[str, Any], console: Console | None = None) -> None:
         'control': _control,
         'transport': _transport,
         'train': _train,
+        'graph': _bench_more.graph_table,
+        'replay': _bench_more.replay_table,
     }
     for part, table in tables.items():
         found = results.get(part)

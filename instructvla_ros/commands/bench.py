@@ -3,9 +3,12 @@
 model      one step of the model, the reference's order of work against the fast path, side by side (random weights)
 control    one period of the controller and its parts, without ROS
 transport  images and joint states between two processes over DDS (needs ROS 2)
-train      one optimiser step, the reference's order of work against ours, side by side (random weights); only by name
+train      one optimiser step, the reference's order of work against ours, side by side (random weights)
+graph      end to end through the running graph: camera stamp to command stamp, per stage (needs ROS 2)
+replay     a made-up bag through the direct replay: speed, memory, repeatability
 
-Without an argument: a quick round of everything else that can run here. Results are printed and written as JSON.
+Without an argument: a quick round of the first three, as far as they can run here; the others by name or with `all`.
+Results are printed and written as JSON; --history keeps the main numbers with commit and machine, and draws them.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, SetupError
+from . import _bench_more
 
 ORDER = 45
 HELP = 'latency and throughput of model, control and transport on this machine'
@@ -34,8 +38,11 @@ EXAMPLES = (
     'instructvla bench control --json',
     'instructvla bench train --size medium --stage 1 --repeats 7',
     'instructvla bench transport --quick --out runs/transport.json',
+    'instructvla bench graph --episodes 10              # the checkpoint that ships',
+    'instructvla bench all --history --note "two idle cores"',
 )
 PARTS = ('model', 'control', 'transport')
+EVERY = (*PARTS, 'train', *_bench_more.PARTS)
 SIZES = ('tiny', 'medium', 'eagle2_2b')
 STAGES = (1, 2)
 DTYPES = ('auto', 'float32', 'bfloat16', 'both')
@@ -45,7 +52,7 @@ QUICK_BUDGET = 8.0  # longest time for the repeats of one step of the model [s]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument('what', nargs='?', choices=(*PARTS, 'train', 'all'), help='default: all, quickly')
+    parser.add_argument('what', nargs='?', choices=(*EVERY, 'all'), help='default: the first three, quickly')
     parser.add_argument(
         '--size', action='append', choices=SIZES, default=[], help='of the model, repeatable (default: tiny, medium)'
     )
@@ -69,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path')
     parser.add_argument('--quick', action='store_true', help='less of everything: medium only in stage 2')
+    _bench_more.add_arguments(parser)
     parser.add_argument('--out', default='', help='file of the results (default: runs/bench-<stamp>.json)')
     parser.add_argument('--json', action='store_true', help='print the results as JSON and nothing else')
 
@@ -82,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
     for name in ('repeats', 'threads'):
         if getattr(args, name) < 0:
             raise ConfigError(f'--{name} {getattr(args, name)}: give 1 or more, or 0 for the default')
+    _bench_more.check(args)
     from ..evaluation import machine
 
     quick = args.quick or args.what is None
-    wanted = PARTS if args.what in (None, 'all') else (args.what,)
+    wanted = PARTS if args.what is None else EVERY if args.what == 'all' else (args.what,)
     out = _file(args.out)
     say = _Steps(args.json)
     results: dict[str, Any] = {
@@ -99,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         'control': _control,
         'transport': _transport,
         'train': _train,
+        'graph': _bench_more.graph,
+        'replay': _bench_more.replay,
     }
     began, code = time.monotonic(), 0
     with say:
@@ -124,16 +135,18 @@ def run(args: argparse.Namespace) -> int:
 
         show(results)
         print(f'results: {out}')
+    for file in _bench_more.remember(args, results):
+        print(f'history: {file}', file=sys.stderr)
     return code
 
 
 def _obstacle(part: str) -> str:
     """Why a part cannot run on this machine, or ''."""
-    if part in ('model', 'train'):
+    if part in ('model', 'train', 'replay'):
         missing = [n for n in ('torch', 'transformers') if importlib.util.find_spec(n) is None]
         extra = "install the package with its model extra: pip install '.[model]'"
         return f'{missing[0]} is missing; {extra}' if missing else ''
-    if part == 'transport':
+    if part in ('transport', 'graph'):
         from ..graph_session import require_ros
 
         try:
