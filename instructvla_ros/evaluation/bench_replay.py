@@ -149,7 +149,7 @@ def measure_replay(
 
         make_bag(folder / 'speed', seconds, raw)
         progress('replay: once to warm up')
-        replay(folder / 'speed')
+        first = digest(replay(folder / 'speed')[0])
         runs = []
         for k in range(repeats):
             progress(f'replay: {seconds:g} s of bag, {k + 1} of {repeats}')
@@ -163,7 +163,7 @@ def measure_replay(
             'chunks': len(runs[-1][0].trace.chunks),
             'per_chunk_ms': {k: 1e3 * (latency[k]['p50'] or 0.0) for k in latency},
         }
-        result['repeatable'] = len({digest(outcome) for outcome, _ in runs}) == 1
+        result['repeatable'] = {digest(outcome) for outcome, _ in runs} == {first}
         if memory_seconds > 0:
             progress(f'replay: memory over {memory_seconds:g} s of bag')
             make_bag(folder / 'memory', memory_seconds, raw)
