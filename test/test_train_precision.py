@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from instructvla_ros.training.precision import FloatAttention, cpu_multiplies_bf16, mixed_precision
+from instructvla_ros.training.precision import FloatAttention, cpu_multiplies_bf16, mixed_precision, reduced
 
 
 def test_attention_computes_in_float32_inside_autocast_and_gives_its_type() -> None:
@@ -49,3 +49,10 @@ def test_auto_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mixed_precision('auto') == 'no'
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'amx_bf16': True}, raising=False)
     assert mixed_precision('auto') == 'bf16'
+
+
+def test_reduced_precision_ends_with_the_context() -> None:
+    a = torch.randn(4, 4)
+    with reduced('cpu'):
+        assert (a @ a).dtype == torch.bfloat16
+    assert (a @ a).dtype == torch.float32

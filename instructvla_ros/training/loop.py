@@ -19,7 +19,6 @@ from . import forgetting
 from .grounding import word_ids
 from .objective import Objective
 from .pacing import Clock, Stop
-from .precision import mixed_precision
 from .record import peak_memory, predict, write_facts, write_predictions
 from .report import write_report
 from .settings import Training
@@ -70,7 +69,7 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     folder.mkdir(parents=True, exist_ok=True)
     # A batch may leave parts unused: no motion in stage 0, no language-only dialogues in every step.
     accelerator = Accelerator(
-        mixed_precision=mixed_precision(options.precision),
+        mixed_precision='no',  # the objective reduces it
         cpu=not torch.cuda.is_available(),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

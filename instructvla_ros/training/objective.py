@@ -12,7 +12,7 @@ from ..model.flow import target_velocity
 from ..model.instructvla import Batch, InstructVLA, Losses
 from .examples import Labels
 from .grounding import Grounding
-from .precision import FloatAttention, mixed_precision
+from .precision import mixed_precision, reduced
 from .settings import Training
 
 
@@ -23,14 +23,15 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.options = options
-        self.attention = FloatAttention if mixed_precision(options.precision) == 'bf16' else nullcontext
+        self.mixed = mixed_precision(options.precision) == 'bf16'
         weights = options.grounding
         self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'words', 'naming', 'latent')}
         self.grounding = Grounding(model.config, words) if any(self.weights.values()) else None
 
     def forward(self, batch: Batch, labels: Labels, general: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and its parts as detached scalars."""
-        with self.attention():
+        # Not accelerate's: it allows one precision per process. Held-out losses are always computed in full precision.
+        with reduced(self.model.device.type) if self.mixed and self.training else nullcontext():
             return self._losses(batch, labels, general)
 
     def _losses(self, batch: Batch, labels: Labels, general: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,7 +6,8 @@ attention on a CPU is several times slower than in float32 (measured with torch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def mixed_precision(wanted: str) -> str:
-    """What to ask accelerate for: ``wanted``; ``auto`` is bf16 if this machine has instructions for its products."""
+    """``no`` or ``bf16``: what is ``wanted``; ``auto`` is bf16 if this machine has instructions for its products."""
     if wanted != 'auto':
         return wanted
     if torch.cuda.is_available():
@@ -27,6 +28,13 @@ def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
     features = getattr(torch.cpu, 'get_capabilities', dict)()
     return bool(features.get('avx512_bf16') or features.get('amx_bf16'))
+
+
+@contextmanager
+def reduced(device: str) -> Iterator[None]:
+    """Autocast to bfloat16 on a kind of device, with attention in float32 on a CPU."""
+    with torch.autocast(device, torch.bfloat16), FloatAttention():
+        yield
 
 
 class FloatAttention(TorchFunctionMode):
