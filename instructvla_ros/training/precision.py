@@ -26,7 +26,7 @@ def mixed_precision(wanted: str) -> str:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether the processor has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
-    features = getattr(torch.cpu, 'get_capabilities', dict)()
+    features: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()
     return bool(features.get('avx512_bf16') or features.get('amx_bf16'))
 
 
