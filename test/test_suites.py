@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip('pinocchio')
 from instructvla_ros import cli, config, resources
 from instructvla_ros import settings as s
 from instructvla_ros.errors import ConfigError, InstructVLAError, SetupError, TaskError
-from instructvla_ros.evaluation import suite_report, suite_scores, suites
+from instructvla_ros.evaluation import sentences_file, suite_report, suite_scores, suites
 from instructvla_ros.evaluation.rollout import Disturbance, run_episode
 from instructvla_ros.evaluation.sentences_file import read_sentences, read_words
 from instructvla_ros.evaluation.suite_runner import RESULTS, Cell, Setup, case_id, earlier, run_cases
@@ -162,6 +163,18 @@ OWN = """
 - {sentence: make a tower, task: stack, scene: [large red cube, green cube], target: green cube, destination: red cube}
 - {sentence: hide it, scene: [black cylinder, drawer], target: black can, destination: drawer, seed: 3}
 """
+
+
+def test_the_documented_sentences_can_be_read(tmp_path):
+    page = Path(__file__).resolve().parents[1] / 'docs' / 'tabletop_instruct.md'
+    if not page.is_file():
+        pytest.skip('the documentation is not beside this test')
+    block = re.search(r'```yaml\n(.*?)```', page.read_text(encoding='utf-8'), re.S)
+    (tmp_path / 'page.yaml').write_text(block[1])
+    (tmp_path / 'module.yaml').write_text(sentences_file.__doc__.partition('Example:')[2])
+    found = read_sentences(tmp_path / 'page.yaml', BASE)
+    assert [c.episode.target for c in found] == ['red_ball', 'red_cube']
+    assert found == read_sentences(tmp_path / 'module.yaml', BASE)
 
 
 def test_sentences_of_ones_own(tmp_path):

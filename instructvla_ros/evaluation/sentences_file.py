@@ -4,7 +4,7 @@ Entries have the keys :data:`KEYS`. Without ``task`` it is put when there is a d
 the scene is that of this seed of the task, and so is what is not named of target and destination. ``scene`` lists
 objects, which find their places by the seed or stand ``at`` [x, y] m. Example:
 
-- {sentence: give me what a clown wears on his nose, seed: 12, target: red ball}
+- {sentence: give me what a clown wears on his nose, seed: 38, target: red ball}
 - sentence: tidy the toy into what you eat soup from
   scene: [red cube, small blue ball, {object: white bowl, at: [0.55, 0.1]}]
   target: red cube
