@@ -414,6 +414,16 @@ def test_a_model_of_some_thousand_parameters(tmp_path):
     assert again == rows, 'videos do not change what is measured'
 
 
+@pytest.mark.parametrize('policy', ['expert', 'hold'])
+def test_policies_that_need_no_pictures_are_filmed_too(tmp_path, policy):
+    found = short(cases(SMALL, BASE)[:1], 0.5)
+    try:
+        (row,) = run_cases(found, setup_in(tmp_path, policy, videos='failures'))
+    except SetupError as err:
+        pytest.skip(f'no OpenGL: {err}')
+    assert not row['success'] and (tmp_path / row['video']).stat().st_size > 500
+
+
 # -- what is made of it
 
 
@@ -533,7 +543,9 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(arguments) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed['table'][0]['successes'] == 1 and printed['policy'] == 'expert'
-    assert (out / 'report.html').is_file() and (out / 'summary.json').is_file()
+    assert (out / 'summary.json').is_file()
+    said = Page((out / 'report.html').read_text()).words
+    assert 'Your sentences' in said and '“the thing that looks like a tomato”' in said
     assert cli.main(arguments[:-1]) == 0
     assert '1 of 1 episodes are already there' in capsys.readouterr().err
 

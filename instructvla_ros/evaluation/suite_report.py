@@ -12,6 +12,7 @@ from markupsafe import Markup
 from . import machine, runlog
 from .benchmark_page import write_page
 from .report import TEMPLATES, number
+from .sentences_file import SUITE
 from .suite_scores import Row, summarize
 from .suites import NAMES, Suite, held_out, read_suite
 from .svg import Frame, document, rect, segment, text, ticks
@@ -31,6 +32,7 @@ WORDS = {
     'physics': 'physics',
     'not_moved_enough': 'not moved enough',
 }
+OWN = 'Your sentences'
 RIGHT = 130
 """Room for the numbers beside a chart."""
 LISTED = 200
@@ -75,7 +77,7 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row], suites: Sequence[Sui
     failures = [r for r in rows if not r['success']]
     return environment.get_template('suites.html').render(
         summary=summary,
-        titles={name: s.title or name for name, s in names.items()},
+        titles={SUITE: OWN, **{name: s.title or name for name, s in names.items()}},
         notes={name: s.note for name, s in names.items()},
         plain=plain,
         plain_chart=Markup(rates_chart([(_label(e, names), e) for e in plain])),
@@ -84,6 +86,7 @@ def render(summary: Mapping[str, Any], rows: Sequence[Row], suites: Sequence[Sui
         strategies=strategies,
         strategy_chart=Markup(strategy_chart([(_label(e, names), e) for e in strategies])),
         kinds={s: k for s, k in summary['kinds'].items() if len(k) > 1},
+        own=[r for r in rows if r['suite'] == SUITE][:LISTED],
         failures=failures[:LISTED],
         more=max(0, len(failures) - LISTED),
         failure_chart=Markup(failure_chart([(_label(e, names), e) for e in plain or table])),
@@ -98,7 +101,8 @@ def percent(value: Any, digits: int = 0) -> str:
 
 def _label(entry: Mapping[str, Any], suites: Mapping[str, Suite]) -> str:
     suite = suites.get(entry['suite'])
-    parts = [suite.title if suite is not None and suite.title else entry['suite'], entry['variant'], entry['strategy']]
+    title = suite.title if suite is not None else OWN if entry['suite'] == SUITE else ''
+    parts = [title or entry['suite'], entry['variant'], entry['strategy']]
     return ', '.join(p for p in (*parts, '' if entry['sentence'] else 'no sentence') if p)
 
 

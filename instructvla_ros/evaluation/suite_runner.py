@@ -88,7 +88,8 @@ class Cell:
         self.setup, self._identity = setup, setup.identity()
         self._policy = policy if policy is not None else make_policy(setup.policy, setup.embodiment)
         self._realtime: dict[float, Policy] = {}
-        self._views = not self._policy.privileged and self._policy.name != 'hold'
+        looks = not self._policy.privileged and self._policy.name != 'hold'
+        self._views = looks or setup.videos != 'none'
         self._world = World(setup.sim, setup.embodiment, render=self._views)
         self._kinematics = Kinematics(setup.embodiment)
 
@@ -99,7 +100,7 @@ class Cell:
     def run(self, case: Case) -> dict[str, Any]:
         """Run one case and return its row."""
         control, settings, policy = self._arranged(case)
-        watch = _Watch(self.setup.videos != 'none' and self._views)
+        watch = _Watch(self.setup.videos != 'none')
         started = time.monotonic()
         result = run_episode(
             case.episode,
@@ -209,12 +210,12 @@ def _row(case: Case, result: RolloutResult, watch: _Watch, step_period: float, r
         'jerk': watch.jerk(rate),
         **watch.seams.result(rate),
         'said': watch.said[:8],
-        'said_right': _names_target(case.episode, watch.said[0]) if watch.said else None,
+        'said_right': names_target(case.episode, watch.said[0]) if watch.said else None,
         'video': '',
     }
 
 
-def _names_target(episode: Episode, sentence: str) -> bool:
+def names_target(episode: Episode, sentence: str) -> bool:
     """Whether a sentence has every word of the plain description of the target."""
     words = named(View.of(scene_objects(episode.scene), episode.target, episode.destination)).split()
     said = ''.join(c if c.isalnum() else ' ' for c in sentence.lower()).split()
