@@ -221,7 +221,7 @@ class Graph:
                     stderr=log,
                     text=spec.piped,
                     start_new_session=True,
-                    preexec_fn=_bind_to_parent(parent),
+                    preexec_fn=bind_to_parent(parent),
                 )
         except OSError as err:
             raise SetupError(f'cannot start {spec.name} with {sys.executable}: {err.strerror}') from err
@@ -341,14 +341,14 @@ def _signal_group(pid: int, number: int) -> None:
         pass  # it has gone already
 
 
-def _bind_to_parent(parent: int) -> Callable[[], None] | None:
-    """Function for the child, before it becomes the node: die when the parent dies."""
+def bind_to_parent(parent: int, number: int = signal.SIGKILL) -> Callable[[], None] | None:
+    """``preexec_fn`` of a child that gets signal ``number`` when process ``parent`` dies (on Linux; elsewhere None)."""
     if not sys.platform.startswith('linux'):
         return None
     libc = ctypes.CDLL(None)
 
     def bind() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_PDEATHSIG, number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that starts us in the background has it ignored
         if os.getppid() != parent:  # it died in between
             os._exit(1)

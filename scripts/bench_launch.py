@@ -5,8 +5,9 @@
     python scripts/bench_launch.py policy:=expert task:=stack        # launch arguments as they are
 
 Needs the ros2 command and launch_ros. The instruction of the scene is sent as soon as the policy takes goals; motion is
-the first joint velocity above the threshold in /joint_states after that. Exit code 0 only when every run moved within
-the limit. Times count from the start of the process and hold every step before them.
+the first joint velocity above the threshold in /joint_states after that. Times count from the start of the process and
+hold every step before them. Exit code 0 when every run moved within the limit, 1 when one was later, 2 when one ended
+or was given up, 3 when the script did not come to its end in time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from instructvla_ros import graph, resources
+from instructvla_ros.errors import SetupError
+from instructvla_ros.evaluation.time_limit import limited
+from instructvla_ros.goals import Outcome
 
 LIMIT = 30.0  # s
 SETTLED = 0.3  # s: the arm of a simulator that has just started may still sag
@@ -104,17 +108,23 @@ class Stopwatch:
             sent.add_done_callback(self._answered)
 
     def _answered(self, future: Any) -> None:
-        if future.result().accepted:
+        goal = future.result()
+        if goal.accepted:
             self._mark('accepted')
+            goal.get_result_async().add_done_callback(self._ended)
         else:
             self.outcome = 'the goal was rejected'
+
+    def _ended(self, future: Any) -> None:
+        result = future.result().result
+        self.outcome = f'the instruction ended before the arm moved: {Outcome(result.outcome).name} {result.reason}'
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Launch once; times by step [s].
 
     Raises:
-        SystemExit: it ended, or did not move in time; with the end of its output.
+        SetupError: it ended, or did not move in time; with the end of its output.
     """
     file = resources.share_directory() / 'launch' / 'franka.launch.py'
     with tempfile.TemporaryDirectory() as folder:
@@ -124,6 +134,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
             process = subprocess.Popen(
                 ['ros2', 'launch', str(file), 'robot:=sim', *arguments.launch], stdout=out, stderr=subprocess.STDOUT,
                 env={**os.environ, 'ROS_LOG_DIR': folder}, start_new_session=True,
+                # SIGTERM: should this script be killed, launch still ends its nodes.
+                preexec_fn=graph.bind_to_parent(os.getpid(), signal.SIGTERM),
             )  # fmt: skip
         watch = None
         try:
@@ -133,7 +145,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
                 if process.poll() is not None or late or watch.outcome:
                     why = watch.outcome or ('no motion in time' if late else 'the launch ended')
                     text = log.read_text(encoding='utf-8')[-3000:]
-                    raise SystemExit(f'{why}; reached {", ".join(watch.times) or "nothing"}\n{text}')
+                    raise SetupError(f'{why}; reached {", ".join(watch.times) or "nothing"}\n{text}')
             return {name: round(watch.times[name], 2) for name in STEPS if name in watch.times}
         finally:
             if watch is not None:
@@ -152,8 +164,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def main() -> int:
-    """Measure, print, judge."""
+def arguments_of() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('launch', nargs='*', help='launch arguments, name:=value')
     parser.add_argument('--runs', type=int, default=1)
@@ -162,17 +174,29 @@ def main() -> int:
     parser.add_argument('--limit', type=float, default=LIMIT, help='seconds to the first motion that pass')
     parser.add_argument('--timeout', type=float, default=120.0, help='seconds after which a run is given up')
     parser.add_argument('--json', action='store_true', help='print the runs as one JSON object')
-    arguments = parser.parse_args()
-    if shutil.which('ros2') is None:
-        raise SystemExit('the ros2 command is not here: source a ROS 2 installation')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    arguments = arguments_of()
     domain = None
-    if 'ROS_DOMAIN_ID' not in os.environ:
-        domain = graph.Domain()
-        os.environ['ROS_DOMAIN_ID'] = str(domain.number)
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(resources.transport_profile()))
+    runs = []
     try:
-        runs = [measure(arguments) for _ in range(arguments.runs)]
+        if shutil.which('ros2') is None:
+            raise SetupError('the ros2 command is not here: source a ROS 2 installation')
+        if 'ROS_DOMAIN_ID' not in os.environ:
+            domain = graph.Domain()
+            os.environ['ROS_DOMAIN_ID'] = str(domain.number)
+        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+        os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(resources.transport_profile()))
+        for _ in range(arguments.runs):
+            runs.append(measure(arguments))
+            if not arguments.json:
+                print('  '.join(f'{name} {seconds:.1f} s' for name, seconds in runs[-1].items()), flush=True)
+    except SetupError as err:
+        print(f'error: {err}', file=sys.stderr)
+        return 2
     finally:
         if domain is not None:
             domain.release()
@@ -181,11 +205,10 @@ def main() -> int:
     if arguments.json:
         print(json.dumps({'runs': runs, 'median': statistics.median(motion), 'slowest': slowest}))
     else:
-        for run in runs:
-            print('  '.join(f'{name} {seconds:.1f} s' for name, seconds in run.items()))
         print(f'first motion after {statistics.median(motion):.1f} s (median of {len(runs)}), {slowest:.1f} s at most')
     return 0 if slowest <= arguments.limit else 1
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    given = arguments_of()
+    sys.exit(limited(main, given.runs * (given.timeout + 40.0) + 20.0))  # a launch may take 20 s to end
