@@ -81,7 +81,10 @@ class Camera:
         age = max(lag, 0.0) + time.monotonic() - arrived
         content = {'view': self._name, 'age': age, 'note': f'{note}; {problem}' if problem else note}
         self._show(self._name, content, packed.getvalue())
-        self._node.diagnostics.latency('picture', time.monotonic() - arrived)
+        took = time.monotonic() - arrived
+        # On a machine that is slow at this, words and STOP share the interpreter with it: rest as long as it took.
+        self._next = max(self._next, arrived + 2.0 * took)
+        self._node.diagnostics.latency('picture', took)
 
     def _drawn(self, rgb: Rgb, frame_id: str) -> tuple[Rgb, str]:
         """The picture with the predicted path, and why the path is not drawn."""

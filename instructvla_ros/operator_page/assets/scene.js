@@ -56,7 +56,7 @@ export class Scene {
     const soft = software();
     this.pause = soft ? 200 : 0; // between two drawings [ms]: a processor that draws must not make words and buttons wait
     this.drawn = -Infinity;
-    this.gl = canvas.getContext('webgl', { antialias: true, alpha: true, premultipliedAlpha: false });
+    this.gl = canvas.getContext('webgl', { antialias: !soft, alpha: true, premultipliedAlpha: false });
     if (!this.gl) {
       this.broken = 'This browser shows no 3D (WebGL is off). Pictures and buttons work.';
       return;
@@ -78,23 +78,29 @@ export class Scene {
   setState(links, shapes, path) {
     this.links = links ? links.map(pose) : null;
     this.shapes = shapes; this.path = path;
-    this.sort();
+    this.renew();
   }
 
   // Shapes of the timeline; they stay when the state changes.
   setReplay(shapes) {
     this.replay = shapes;
-    this.sort();
+    this.renew();
+  }
+
+  // States may come faster than they are drawn: what is drawn is made when it is.
+  renew() {
+    this.old = true;
+    this.wake();
   }
 
   sort() {
     const { path } = this;
+    this.old = false;
     this.lines = []; this.plans = []; this.dots = []; this.cubes = []; this.texts = [];
     for (let k = 0; k + 5 < path.length; k += 3) {
       this.line(this.lines, path.slice(k, k + 3), path.slice(k + 3, k + 6), [0.91, 0.93, 0.95, 0.85], 1.3);
     }
     for (const shape of [...this.shapes, ...this.replay]) this.take(shape);
-    this.wake();
   }
 
   take(shape) {
@@ -130,6 +136,7 @@ export class Scene {
   draw() {
     this.planned = false;
     this.drawn = performance.now();
+    if (this.old) this.sort();
     const { gl, canvas } = this, ratio = Math.min(devicePixelRatio || 1, 2);
     const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
     if (!width || !height) return;
