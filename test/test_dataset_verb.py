@@ -229,6 +229,23 @@ def test_split_is_repeatable_and_keeps_pieces_together(tmp_path: Path, capsys: p
             split_ids(found, share, 0)
 
 
+def test_split_of_what_was_demonstrated_more_than_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {'a': 'fold', 'b': 'fold', 'c': 'fold', 'd': 'pick', 'e': 'pick', 'f': 'once', 'g': 'failed', 'h': 'failed'}
+    told |= {'i-000-0': 'pieces', 'i-000-1': 'pieces', 'j': '', 'k': ''}
+    with Writer(tmp_path / 'all', replace(dataset(tmp_path / 'one', ['x']).meta, name='all')) as writer:
+        for k, (name, words) in enumerate(told.items()):
+            writer.add(replace(episode(name, seed=k), instruction=words, success=name != 'h'))
+    found = Dataset.open(tmp_path / 'all')
+    for seed in range(6):
+        stay, held = split_ids(found, 0.3, seed, repeated=True)
+        assert sorted(stay + held) == sorted(told) and len(held) == 2
+        assert [told[i] for i in held] == ['fold', 'pick'], 'one of each that was shown twice, pieces of one are once'
+    parts = ('--train', str(tmp_path / 'train'), '--test', str(tmp_path / 'test'), '--repeated')
+    assert run(capsys, 'split', str(found.path), *parts)[0] == 0 and len(Dataset.open(tmp_path / 'test')) == 2
+    with pytest.raises(DataError, match='at least twice'):
+        split_ids(Dataset.open(tmp_path / 'one'), 0.3, 0, repeated=True)
+
+
 def test_inspect_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = dataset(tmp_path / 'shelf', ['a', 'b'])
     sheet = tmp_path / 'sheet.png'

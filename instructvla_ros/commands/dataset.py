@@ -82,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument('--test', required=True, help='new dataset with what is held out')
     split.add_argument('--share', type=float, default=0.1, help='held out, 0..1 (default 0.1)')
     split.add_argument('--seed', type=int, default=0)
+    split.add_argument(
+        '--repeated', action='store_true', help='only what was demonstrated twice or more: a share of each instruction'
+    )
 
     _dataset_lerobot.add_annotate_arguments(action('annotate', 'a copy with texts of VLA-IT files and move primitives'))
     _dataset_lerobot.add_export_arguments(action('export', 'to LeRobot, or the annotations to a VLA-IT file'))
@@ -249,7 +252,9 @@ def _split(arguments: argparse.Namespace) -> int:
 
     dataset = Dataset.open(arguments.dataset)
     with bar('splitting', len(dataset), arguments.json) as show:
-        parts = split(dataset, arguments.train, arguments.test, arguments.share, arguments.seed, show)
+        parts = split(
+            dataset, arguments.train, arguments.test, arguments.share, arguments.seed, show, arguments.repeated
+        )
     for part in parts:
         _say(arguments, {'out': str(part.path), 'episodes': len(part), 'frames': part.frames})
     return 0

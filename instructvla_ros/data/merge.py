@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -53,14 +53,16 @@ def merge(
     return Dataset.open(target)
 
 
-def split_ids(dataset: Dataset, share: float, seed: int) -> tuple[list[str], list[str]]:
+def split_ids(dataset: Dataset, share: float, seed: int, repeated: bool = False) -> tuple[list[str], list[str]]:
     """Ids of the episodes that stay and of those held out; pieces of one demonstration stay together.
 
     Args:
         share: of the demonstrations that are held out, 0..1; at least one stays and one goes.
+        repeated: take the share of each instruction by itself, and only of instructions that were demonstrated with
+            success at least twice: what is held out was then shown, in another demonstration, to what is trained.
 
     Raises:
-        DataError: fewer than two demonstrations, or a share outside of 0..1.
+        DataError: fewer than two demonstrations (``repeated``: of one instruction), or a share outside of 0..1.
     """
     if not 0.0 < share < 1.0:
         raise DataError(f'split: the share is {share}, allowed is more than 0 and less than 1')
@@ -68,15 +70,32 @@ def split_ids(dataset: Dataset, share: float, seed: int) -> tuple[list[str], lis
     for entry in dataset.index:
         match = _PIECE.fullmatch(entry.id)
         groups.setdefault(match[1] if match else entry.id, []).append(entry.id)
-    names = sorted(groups)
-    if len(names) < 2:
-        raise DataError(f'split: {dataset.path} has {len(names)} demonstration(s), at least two are needed')
-    random.Random(seed).shuffle(names)
-    count = min(max(1, round(share * len(names))), len(names) - 1)
-    out = set(names[:count])
-    held = [i for name in out for i in groups[name]]
+    kinds = [sorted(groups)]
+    if repeated:
+        kinds = _repeated(dataset, groups)
+        if not kinds:
+            raise DataError(f'split: no instruction of {dataset.path} was demonstrated with success at least twice')
+    if len(kinds[0]) < 2:
+        raise DataError(f'split: {dataset.path} has {len(kinds[0])} demonstration(s), at least two are needed')
+    chance = random.Random(seed)
+    held: list[str] = []
+    for names in kinds:
+        chance.shuffle(names)
+        count = min(max(1, round(share * len(names))), len(names) - 1)
+        held += [i for name in names[:count] for i in groups[name]]
     order = [e.id for e in dataset.index]
     return [i for i in order if i not in held], [i for i in order if i in held]
+
+
+def _repeated(dataset: Dataset, groups: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Demonstrations of every instruction that has two or more without a failed piece, sorted."""
+    entries = {e.id: e for e in dataset.index}
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(groups):
+        pieces = [entries[i] for i in groups[name]]
+        if pieces[0].instruction and all(p.success is not False for p in pieces):
+            kinds.setdefault(pieces[0].instruction, []).append(name)
+    return [kinds[k] for k in sorted(kinds) if len(kinds[k]) > 1]
 
 
 def split(
@@ -86,6 +105,7 @@ def split(
     share: float,
     seed: int,
     progress: Callable[[int], None] = lambda n: None,
+    repeated: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Two new datasets out of one, by demonstrations; the same seed gives the same parts.
 
@@ -94,7 +114,7 @@ def split(
     """
     done = 0
     parts = []
-    for path, ids in zip((stay, held_out), split_ids(dataset, share, seed), strict=True):
+    for path, ids in zip((stay, held_out), split_ids(dataset, share, seed, repeated), strict=True):
         target = Path(path)
         if target.resolve() == dataset.path.resolve():
             raise DataError(f'split: {target} is both source and target')
