@@ -223,6 +223,7 @@ def test_questions_from_a_dataset(tmp_path):
     np.testing.assert_array_equal(questions[0].image(), pictures['front'][0])
     both = next(language.from_dataset(tmp_path / 'ds', views=('front', 'wrist')))
     np.testing.assert_array_equal(both.image(), np.hstack([pictures['front'][0], pictures['wrist'][0]]))
+    np.testing.assert_array_equal(next(language.from_dataset(tmp_path / 'ds', count=2)).image(), both.image())
     (tmp_path / 'more.json').write_text(json.dumps({'mine': {'b': ENTRY}}))
     more = list(language.from_dataset(tmp_path / 'ds', tmp_path / 'more.json'))
     assert {q.key for q in more} == {'mine/a', 'mine/b'}

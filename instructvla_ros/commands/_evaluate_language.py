@@ -19,7 +19,7 @@ def add_way(ways: Any) -> None:
     way.add_argument('--data', default='', metavar='DIR', help='dataset whose episodes are annotated')
     way.add_argument('--annotations', default='', metavar='FILE', help='VLA-IT file (bridge_instruction.json ...)')
     way.add_argument('--images', default='', metavar='DIR', help='first frames: <file_path>/<episode_id>.jpg')
-    way.add_argument('--view', action='append', default=[], help='view of the dataset; several are joined side by side')
+    way.add_argument('--view', action='append', default=[], help='repeatable, side by side (default: all that it sees)')
     way.add_argument('--general', default='', metavar='FILE', help='held-out conversations (LLaVA or Bunny form)')
     way.add_argument('--general-images', default='', metavar='DIR', help="their pictures (default: the file's folder)")
     way.add_argument(
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             place.mkdir(exist_ok=True)
             claim(place, {'checkpoint': checkpoint, 'revision': speaker.bundle.revision, **wanted})
             if place == folder and (arguments.data or arguments.annotations):
-                _ask(language, speaker, _questions(arguments, language), place, arguments)
+                _ask(language, speaker, _questions(arguments, language, speaker), place, arguments)
             if arguments.general:
                 _general(language, speaker, place, arguments)
     rows = read_rows(folder / language.ANSWERS)
@@ -134,9 +134,10 @@ def _speaker(checkpoint: str, device: str, length: int) -> Any:
     return Speaker(load(checkpoint, device=place, dtype=pick_dtype('auto', place)), length)
 
 
-def _questions(arguments: argparse.Namespace, language: Any) -> Any:
+def _questions(arguments: argparse.Namespace, language: Any, speaker: Any) -> Any:
     if arguments.data:
-        return language.from_dataset(arguments.data, arguments.annotations, arguments.view)
+        seen = speaker.bundle.config.views
+        return language.from_dataset(arguments.data, arguments.annotations, arguments.view, seen)
     return language.from_files(arguments.annotations, arguments.images)
 
 

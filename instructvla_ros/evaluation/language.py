@@ -63,18 +63,21 @@ def questions_of(key: str, entry: Mapping[str, Any], image: Callable[[], Image |
         yield Question(key, 'response', *situations[0], image)
 
 
-def from_dataset(folder: str | Path, annotations: str | Path = '', views: Sequence[str] = ()) -> Iterator[Question]:
+def from_dataset(
+    folder: str | Path, annotations: str | Path = '', views: Sequence[str] = (), count: int = 1
+) -> Iterator[Question]:
     """Questions about the first frames of a dataset of this package.
 
     Args:
-        annotations: VLA-IT file on top of what the episodes carry, '' without. views: side by side; () for the first.
+        annotations: VLA-IT file on top of what the episodes carry, '' without. views: side by side; () for the first
+            ``count``.
 
     Raises:
         DataError: not a dataset, or a view it lacks.
     """
     dataset = Dataset.open(folder)
     labels = Annotations.open(annotations) if annotations else None
-    names = tuple(views) or tuple(dataset.meta.views)[:1]
+    names = tuple(views) or tuple(dataset.meta.views)[:count]
     absent = [v for v in names if v not in dataset.meta.views]
     if absent:
         raise DataError(f'{folder} has no view {", ".join(absent)}; it has {", ".join(dataset.meta.views)}')
