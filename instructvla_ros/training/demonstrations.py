@@ -23,6 +23,7 @@ from ..evaluation.rollout import run_episode
 from ..geometry import Array, delta_between, pose_from_xyz_rpy, xyz_rpy_from_pose
 from ..policy import make_chunk
 from ..settings import Control, Embodiment, PolicySettings, Randomization, Sim, View
+from ..sim.annotations import alt_instruction
 from ..sim.camera import CameraModel
 from ..sim.expert import ScriptedExpert
 from ..sim.relations import tray_centre
@@ -300,6 +301,7 @@ def to_episode(task: Task, samples: list[Sample], period: float, success: bool |
         views={v: Frames.encode([s.seen.views[v] for s in samples], quality) for v in samples[0].seen.views},
         success=success,
         source='simulation',
+        annotations={'alt_instruction': alt_instruction(task, np.random.default_rng([task.seed, 13]))},
         info=info,
         extras=extras,
     )
