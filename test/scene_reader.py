@@ -24,26 +24,26 @@ NOUN = {
 }
 COLOR = {'crimson': 'red', 'scarlet': 'red', 'violet': 'purple', 'navy': 'blue'}
 LOOKS = {
-    'red': 'tomato strawberry engine cherry',
-    'green': 'grass frog cucumber leaf',
-    'blue': 'sky sea whale jeans',
-    'yellow': 'banana lemon sun yolk',
-    'orange': 'carrot fox tangerine pumpkin',
-    'purple': 'plum lavender juice eggplant',
-    'white': 'snow milk cloud swan',
-    'black': 'coal night raven tar',
+    'red': 'tomato strawberry engine cherry blood ladybird rose ketchup sign',
+    'green': 'grass frog cucumber leaf spinach lime cactus pine lettuce',
+    'blue': 'sky sea whale jeans sapphire blueberry lake police',
+    'yellow': 'banana lemon sun yolk canary mustard sunflower corn chick',
+    'orange': 'carrot fox tangerine pumpkin basketball apricot tiger goldfish',
+    'purple': 'plum lavender juice eggplant amethyst orchid fig beetroot',
+    'white': 'snow milk cloud swan chalk flour bear bride paper',
+    'black': 'coal night raven tar ink panther hat tyre liquorice',
 }
 USES = {
-    ('ball',): 'catch bounce dog kick child',
-    ('cube',): 'sugar dice six ice board',
-    ('cylinder',): 'candle drum jar pillar barrel',
-    ('ball', 'cylinder'): 'roll',
-    ('cube', 'cylinder'): 'tower',
+    ('ball',): 'catch bounce dog kick child tennis juggler football pins marble',
+    ('cube',): 'sugar dice six ice board eight parcel stone',
+    ('cylinder',): 'candle drum jar pillar barrel trunk pipe column keg battery chimney',
+    ('ball', 'cylinder'): 'roll rolls',
+    ('cube', 'cylinder'): 'tower stack',
 }
 PLACES = {
-    'bowl': 'soup cereal water salad',
-    'plate': 'slice pizza flat sandwich party',
-    'drawer': 'sight slides socks pulled',
+    'bowl': 'soup cereal water salad eggs porridge dough',
+    'plate': 'slice pizza flat sandwich party steak toast cheese biscuits',
+    'drawer': 'sight slides socks pulled knives handle pull stamps',
 }
 
 
@@ -127,23 +127,32 @@ class Scene:
         for kinds, words in USES.items():
             if any(re.search(rf'\b{w}\b', text) for w in words.split()):
                 return [o for o in self.choice if o.category in kinds]
-        if re.search(r'not like the others|odd one|different from|same as all|no other like', text):
+        if re.search(
+            r'not like the others|odd one|differs? from|different from|same as all|no other like|not belong|'
+            r'fit in with|unlike|twin|exception',
+            text,
+        ):
             return self.odd()
-        if re.search(r'largest of|biggest one|most room|bigger than all|larger than the rest', text):
+        if re.search(r'largest|biggest|most room|greatest|(?:bigger|larger) than (?:all|the rest|every)', text):
             top = max(WIDTH.get(o.size, 9) for o in self.choice)
             return [o for o in self.choice if WIDTH.get(o.size, 9) == top]
-        if re.search(r'smallest of|tiniest|least room|smaller than all|smaller than the rest', text):
+        if re.search(r'smallest|tiniest|least room|least size|smaller than (?:all|the rest|every)', text):
             low = min(WIDTH.get(o.size, 9) for o in self.choice)
             return [o for o in self.choice if WIDTH.get(o.size, 9) == low]
         m = re.search(
             r'neither the (.*) nor the (.*)$|not the (.*) and not the (.*?),?$|'
-            r'(?:without|other than) the (.*) and the (.*)$',
+            r'(?:without|other than|besides|except|but|when) the (.*) and the (.*?)(?: are gone)?$',
             text,
         )
         if m:
             a, b = (self.mark(w) for w in m.groups() if w)
             return [o for o in self.choice if o not in (a, b)]
-        m = re.search(r'between the (.*) and the (.*)$|with the (.*) on one side and the (.*) on the other$', text)
+        m = re.search(
+            r'between the (.*) and the (.*)$|with the (.*) on one side and the (.*) on the other$|'
+            r'(?:with|has) the (.*) and the (.*) at its sides$|'
+            r'with the (.*) on the one hand and the (.*) on the other hand$',
+            text,
+        )
         if m:
             a, b = (self.mark(w) for w in m.groups() if w)
             return [o for o in self.group(noun) if o not in (a, b) and self.between(o, a, b)]
@@ -151,11 +160,12 @@ class Scene:
         if m:
             mark, sign = self.mark(m[2]), -1 if m[1] == 'left' else 1
             return [o for o in self.group(noun) if o is not mark and sign * (self.pixel(o) - self.pixel(mark)) > 0]
-        m = re.search(r'(?:next to|close to|right beside|stands by) the (.+)$', text)
+        m = re.search(r'(?:next to|close to|beside|stands by|near|neighbourhood of|side of) the (.+)$', text)
+        m = m or re.search(r'has the (.+) as its neighbour$', text)
         if m:
             mark = self.mark(m[1])
             return [o for o in self.group(noun) if o is not mark and self.gap(o, mark) < 0.10]
-        if re.search(r'middle|one on the left and one', text):
+        if re.search(r'middle|central|second|one on (?:each|both) sides?|one on the left and', text):
             group = sorted(self.group(noun), key=left)
             assert len(group) == 3
             return [group[1]]
@@ -163,36 +173,38 @@ class Scene:
             return self.extreme(noun, (left, y))
         if re.search(r'right', text):
             return self.extreme(noun, (right, minus_y))
-        if re.search(r'closest to|nearest to', text):
+        if re.search(r'closest|nearest|shortest', text):
             return self.extreme(noun, (self.away,))
-        if re.search(r'farthest', text):
+        if re.search(r'farthest|most distant|longest', text):
             return self.extreme(noun, (lambda o: -self.away(o),))
         m = re.search(
-            rf'that is not ({known})$|(?:,|but) not the ({known}) one|but the ({known}) one|other than ({known})$', text
+            rf'is not ({known})$|not the ({known}) one|(?:but|except|other than) the ({known}) one|'
+            rf'(?:but|than) ({known})$',
+            text,
         )
         if m:
             color = next(w for w in m.groups() if w)
             assert any(o.color == color for o in self.group(noun)), 'what is excluded has to be there'
             return [o for o in self.group(noun) if o.color != color]
-        m = re.search(rf'\b({known})\b.* not (?:a|the) (\w+)', text)
+        m = re.search(rf'\b({known})\b.* (?:not|but|except|other than) (?:a|the) (\w+)', text)
         if m:
             return [o for o in self.choice if o.color == m[1] and o.category != m[2]]
         if re.search(r'bigger|larger', text):
             return [max(self.group(noun), key=lambda o: WIDTH[o.size])]
         if re.search(r'smaller', text):
             return [min(self.group(noun), key=lambda o: WIDTH[o.size])]
-        if 'only' in text:
+        if re.search(r'only|there is$|single', text):
             return self.group(noun)
         color = re.search(rf'\b({known})\b', text)
         assert color, f'the evaluator does not understand {text!r}'
         found = [o for o in self.choice if o.color == COLOR.get(color[1], color[1])]
-        if re.search(r'shaped like a can|looks like a can', text):
+        if re.search(r'(?:like|of|be) a can$', text):
             return [o for o in found if o.category == 'cylinder']
         if re.search(r'round|without corners', text):
             return [o for o in found if o.category != 'cube']
         if re.search(r'square|corners', text):
             return [o for o in found if o.category == 'cube']
-        if re.search(r'\b(one|thing)\b|^what is', text):
+        if re.search(r'\b(one|thing|object|toy|something|whatever)\b|^what is', text):
             return found
         return self.by_name(text.removeprefix('the '))
 

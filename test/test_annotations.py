@@ -13,6 +13,7 @@ from instructvla_ros.errors import TaskError
 from instructvla_ros.sim import annotations as an
 from instructvla_ros.sim import phrasebook
 from instructvla_ros.sim.language import parse
+from instructvla_ros.sim.reasons import decision
 from instructvla_ros.sim.relations import scene_objects
 from instructvla_ros.sim.tasks import TASKS, make_episode
 
@@ -168,9 +169,10 @@ def test_the_answer_names_the_object_and_the_action(spoken):
     for episode, _, _, phrases in spoken:
         target = scene_objects(episode.scene)[episode.target]
         for phrase in phrases:
-            assert phrase.response.startswith('I will ') and phrase.response.endswith('.')
-            assert len(phrase.response.split()) <= 12
-            command = parse(phrase.response.removeprefix('I will '))
+            decided = decision(phrase.response)
+            assert decided.startswith('I will ') and phrase.response.endswith(f'{decided}.')
+            assert len(decided.split()) <= 12 and len(phrase.response.split()) <= 40
+            command = parse(decided.removeprefix('I will '))
             assert (command.task, command.target.color, command.target.category) == (
                 episode.task,
                 target.color,

@@ -19,9 +19,11 @@ import numpy as np
 
 from ..datatypes import SceneObject
 from ..errors import TaskError, suggest
+from .book import Book, thinned
 from .describe import caption, questions
 from .language import Command, Description, sentences
-from .phrasebook import BOOKS, Book, knowledge
+from .phrasebook import BOOKS, knowledge
+from .reasons import reason
 from .references import Reference, View, describing, description, hint_for, named, referring
 from .relations import scene_objects
 from .tasks import Episode
@@ -35,7 +37,9 @@ class Phrase:
     """An instruction and what the robot says to it.
 
     Attributes:
-        text: lower case. response: first person, names the object by colour and noun and the next action.
+        text: lower case.
+        response: what leads to the decision (:mod:`reasons`), then the decision: first person, names the object by
+            colour and noun, and the next action.
         kind: the rule that made it, such as 'relation' or 'color_hint'.
         patterns: the lines of the book it was made from.
     """
@@ -68,11 +72,11 @@ def instructions(episode: Episode, family: str, rng: np.random.Generator, split:
         return [Phrase(text, answer, 'plain') for text in sentences(command_of(episode))]
     view = View.of(objects, episode.target, episode.destination)
     make = _aggregated if family == 'aggregation' else _situated
-    books = [book for name, book in BOOKS.items() if split in (name, 'all')]
+    books = [thinned(book, rng) for name, book in BOOKS.items() if split in (name, 'all')]
     return [
-        Phrase(_tidy(text, rng), answer, kind, patterns)
+        Phrase(_tidy(text, rng), ' '.join(s for s in (reason(reference, view), answer) if s), kind, patterns)
         for book in books
-        for text, kind, patterns in make(episode, book, view, rng)
+        for text, kind, patterns, reference in make(episode, book, view, rng)
     ]
 
 
@@ -137,14 +141,14 @@ def _goal(episode: Episode, objects: Mapping[str, SceneObject]) -> str:
     return short or ' '.join(w for w in (goal.size, goal.color, goal.category) if w)
 
 
-Made = tuple[str, str, tuple[str, ...]]
+Made = tuple[str, str, tuple[str, ...], Reference]
 
 
 def _aggregated(episode: Episode, book: Book, view: View, rng: np.random.Generator) -> Iterable[Made]:
     task = episode.task
     if task in ('open_drawer', 'close_drawer'):
         for line in book.drawer[task.split('_')[0]]:
-            yield line, 'paraphrase', (line,)
+            yield line, 'paraphrase', (line,), Reference('the drawer', '', '')
         return
     plain = Reference('the ' + named(view), '', '')
     for lines, kind in (
@@ -168,7 +172,7 @@ def _situated(episode: Episode, book: Book, view: View, rng: np.random.Generator
     for line in book.hint_pick if pick else book.hint_put:
         hint = hint_for(book, view, rng)
         if hint:
-            whole = Reference(hint, 'color_context', '')
+            whole = Reference(hint, 'color_context', '', hint)
             yield _sentence(episode, book, view, line, whole, whole.kind, rng, situated=True)
 
 
@@ -185,7 +189,7 @@ def _sentence(
 ) -> Made:
     where, pattern = _where(episode, book, view, rng, situated) if '{w}' in line else ('', '')
     text = line.format(t=reference.text, hint=reference.text, w=where)
-    return text, kind, tuple(p for p in (line, reference.pattern, pattern) if p)
+    return text, kind, tuple(p for p in (line, reference.pattern, pattern) if p), reference
 
 
 def _where(episode: Episode, book: Book, view: View, rng: np.random.Generator, situated: bool) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..datatypes import SceneObject
 from ..geometry import look_at
-from .phrasebook import Book, Lines
+from .book import Book, Lines
 from .relations import gap, radius
 from .scene import GRASPABLE, SIZES
 
@@ -36,11 +36,19 @@ Fits = Callable[[SceneObject], bool]
 
 @dataclass(frozen=True)
 class Reference:
-    """Words for one object. ``pattern`` is the line of the book they were made from, ``kind`` the rule."""
+    """Words for one object.
+
+    Attributes:
+        kind: the rule. pattern: the line of the book they were made from.
+        hint: a thing of the object's colour that the words name, or ''.
+        look: how one has to look at the scene to find the object: 'across' it, into its 'depth', or '' not at all.
+    """
 
     text: str
     kind: str
     pattern: str
+    hint: str = ''
+    look: str = ''
 
 
 def across(obj: SceneObject) -> float:
@@ -134,9 +142,9 @@ class View:
         return fits(self.target) and not any(fits(o) for o in self.others)
 
 
-def _fill(lines: Lines, kind: str, **words: str) -> Iterator[Reference]:
+def _fill(lines: Lines, kind: str, look: str = '', **words: str) -> Iterator[Reference]:
     for line in lines:
-        yield Reference(line.format(**words), kind, line)
+        yield Reference(line.format(**words), kind, line, words.get('hint', ''), look)
 
 
 def named(view: View) -> str:
@@ -171,16 +179,16 @@ def _attributes(book: Book, view: View) -> Iterator[Reference]:
         if view.only(lambda o, of=of: o.color == t.color and o.category in of):  # type: ignore[misc]
             yield from _fill(book.shapes[shape], 'attribute', color=t.color)
     if view.only(lambda o: o.category == t.category):
-        yield from _fill(book.only, 'attribute', noun=t.category)
+        yield from _fill(book.only, 'attribute', 'across', noun=t.category)
 
 
 def _sizes(book: Book, view: View) -> Iterator[Reference]:
     t = view.target
     twins = [o for o in view.others if o.category == t.category]
     if len(twins) == 1 and bigger(t, twins[0]):
-        yield from _fill(book.bigger, 'size', noun=t.category)
+        yield from _fill(book.bigger, 'size', 'across', noun=t.category)
     if len(twins) == 1 and bigger(twins[0], t):
-        yield from _fill(book.smaller, 'size', noun=t.category)
+        yield from _fill(book.smaller, 'size', 'across', noun=t.category)
 
 
 def _groups(view: View) -> Iterator[tuple[str, list[SceneObject]]]:
@@ -196,12 +204,12 @@ def _places(book: Book, view: View) -> Iterator[Reference]:
             continue
         sides = [side(t, o) for o in others]
         depths = [farther(t, o) for o in others]
-        for values, low, high in ((sides, 'left', 'right'), (depths, 'near', 'far')):
+        for values, look, low, high in ((sides, 'across', 'left', 'right'), (depths, 'depth', 'near', 'far')):
             for end, sign in ((low, -1), (high, 1)):
                 if all(v == sign for v in values):
-                    yield from _fill(book.ends[end], 'relation', noun=noun)
+                    yield from _fill(book.ends[end], 'relation', look, noun=noun)
         if sorted(sides) == [-1, 1]:
-            yield from _fill(book.middle, 'relation', noun=noun)
+            yield from _fill(book.middle, 'relation', 'across', noun=noun)
 
 
 def _relations(book: Book, view: View) -> Iterator[Reference]:
@@ -213,29 +221,29 @@ def _relations(book: Book, view: View) -> Iterator[Reference]:
             rest = [o for o in others if o.name != mark.name]
             for name, sign in (('left', -1), ('right', 1)):
                 if side(t, mark) == sign and all(side(o, mark) == -sign for o in rest):
-                    yield from _fill(book.side[name], 'relation', noun=noun, a=f'the {words}')
+                    yield from _fill(book.side[name], 'relation', 'across', noun=noun, a=f'the {words}')
             if beside(t, mark, rest):
-                yield from _fill(book.beside, 'relation', noun=noun, a=f'the {words}')
+                yield from _fill(book.beside, 'relation', 'across', noun=noun, a=f'the {words}')
         marks = [(o, words) for o, words in marks if o.category != 'drawer']
         for i, (a, first) in enumerate(marks):
             for b, second in marks[i + 1 :]:
                 rest = [o for o in others if o.name not in (a.name, b.name)]
                 if between(t, a, b, 0.05) and not any(between(o, a, b, 0.12) for o in rest):
-                    yield from _fill(book.between, 'relation', noun=noun, a=f'the {first}', b=f'the {second}')
+                    yield from _fill(book.between, 'relation', 'across', noun=noun, a=f'the {first}', b=f'the {second}')
 
 
 def _negations(book: Book, view: View) -> Iterator[Reference]:
     t = view.target
     twins = [o for o in view.others if o.category == t.category]
     if len(twins) == 1 and twins[0].color != t.color:
-        yield from _fill(book.not_color, 'negation', noun=t.category, other=twins[0].color)
+        yield from _fill(book.not_color, 'negation', 'across', noun=t.category, other=twins[0].color)
     twins = [o for o in view.others if o.color == t.color]
     if len(twins) == 1 and twins[0].category != t.category:
-        yield from _fill(book.not_noun, 'negation', color=t.color, other=twins[0].category)
+        yield from _fill(book.not_noun, 'negation', 'across', color=t.color, other=twins[0].category)
     if len(view.others) == 2:
         first, second = (description(o, view.all) for o in view.others)
         if first and second:
-            yield from _fill(book.neither, 'negation', a=f'the {first}', b=f'the {second}')
+            yield from _fill(book.neither, 'negation', 'across', a=f'the {first}', b=f'the {second}')
 
 
 def describing(book: Book, view: View, rng: np.random.Generator) -> list[Reference]:
@@ -255,9 +263,9 @@ def _hints(book: Book, view: View, rng: np.random.Generator) -> Iterator[Referen
     t = view.target
     twins = [o for o in view.others if o.color == t.color]
 
-    def fill(lines: Lines, kind: str) -> Iterator[Reference]:
+    def fill(lines: Lines, kind: str, look: str = '') -> Iterator[Reference]:
         for line in lines:
-            yield from _fill((line,), kind, hint=str(rng.choice(book.hints[t.color])), noun=t.category)
+            yield from _fill((line,), kind, look, hint=str(rng.choice(book.hints[t.color])), noun=t.category)
 
     if not twins:
         yield from fill(book.by_hint, 'color_hint')
@@ -265,9 +273,9 @@ def _hints(book: Book, view: View, rng: np.random.Generator) -> Iterator[Referen
     if not any(o.category == t.category for o in twins):
         yield from fill(book.noun_by_hint, 'noun_hint')
     if all(bigger(t, o) for o in twins):
-        yield from fill(book.bigger_by_hint, 'size_hint')
+        yield from fill(book.bigger_by_hint, 'size_hint', 'across')
     if all(bigger(o, t) for o in twins):
-        yield from fill(book.smaller_by_hint, 'size_hint')
+        yield from fill(book.smaller_by_hint, 'size_hint', 'across')
 
 
 def _odd(book: Book, view: View) -> Iterator[Reference]:
@@ -281,7 +289,7 @@ def _odd(book: Book, view: View) -> Iterator[Reference]:
             if len(rest) == 1 and feature(thing) not in rest:
                 odd.add(thing.name)
     if odd == {view.target.name} and _stands_out(view.target, view.others):
-        yield from _fill(book.odd, 'odd_one_out')
+        yield from _fill(book.odd, 'odd_one_out', 'across')
 
 
 def _stands_out(obj: SceneObject, others: Iterable[SceneObject]) -> bool:
@@ -296,9 +304,9 @@ def _extremes(book: Book, view: View) -> Iterator[Reference]:
     if len(view.others) < 2:
         return
     if all(bigger(t, o) for o in view.others):
-        yield from _fill(book.largest, 'largest')
+        yield from _fill(book.largest, 'largest', 'across')
     if all(bigger(o, t) or o.category not in GRASPABLE for o in view.others):
-        yield from _fill(book.smallest, 'smallest')
+        yield from _fill(book.smallest, 'smallest', 'across')
 
 
 def _uses(book: Book, view: View) -> Iterator[Reference]:
