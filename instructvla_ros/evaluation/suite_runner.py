@@ -28,6 +28,7 @@ from ..datatypes import Image
 from ..errors import ConfigError, SetupError, suggest
 from ..policy import Policy, make_policy
 from ..settings import Control, Embodiment, PolicySettings, Sim
+from ..sim.reasons import decision
 from ..sim.references import View, named
 from ..sim.relations import scene_objects
 from ..sim.tasks import Episode
@@ -216,9 +217,9 @@ def _row(case: Case, result: RolloutResult, watch: _Watch, step_period: float, r
 
 
 def names_target(episode: Episode, sentence: str) -> bool:
-    """Whether a sentence has every word of the plain description of the target."""
+    """Whether the decision of a sentence has every word of the plain description of the target."""
     words = named(View.of(scene_objects(episode.scene), episode.target, episode.destination)).split()
-    said = ''.join(c if c.isalnum() else ' ' for c in sentence.lower()).split()
+    said = ''.join(c if c.isalnum() else ' ' for c in decision(sentence).lower()).split()
     return all(word in said for word in words)
 
 
