@@ -27,6 +27,9 @@ from .settings import Training
 COLORS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'white', 'black')
 SHAPES = ('cube', 'ball', 'cylinder', 'bowl', 'plate')
 SIZES = ('small', 'medium', 'large')
+COMMANDS, FACTS, CAPTIONS = 0.2, 0.15, 0.6
+"""Of the dialogues without motion: plain commands, and facts about words. Of those about a picture: captions, which
+name everything in it in order and so teach most."""
 CLASSES = len(COLORS) * len(SHAPES) + 1
 """Colour and shape together, and the drawer."""
 PHASE_WEIGHTS = {'approach': 0.7, 'descend': 1.3, 'close': 1.6, 'open': 1.3, 'lower': 1.4, 'release': 1.5, 'lift': 0.8}
@@ -159,8 +162,8 @@ class Examples:
             texts = self.corpus[self.store.episode[row]]
             pair = self._asked(texts, rng)
             draw = rng.random()
-            if self.facts and (pair is None or draw < 0.7):
-                said = _command(texts, rng) if draw < 0.45 else None
+            if self.facts and (pair is None or draw < COMMANDS + FACTS):
+                said = _command(texts, rng) if draw < COMMANDS else None
                 pair = said or self.facts[int(rng.integers(len(self.facts)))]
                 encoded.append(self.prompts.dialog(_turns(*pair), images=0))
             elif pair is not None:
@@ -178,7 +181,7 @@ class Examples:
         if texts.captions:
             request = CAPTION_REQUESTS[int(rng.integers(len(CAPTION_REQUESTS)))]
             told = (request, texts.captions[int(rng.integers(len(texts.captions)))])
-            if not options or rng.random() < 0.3:
+            if not options or rng.random() < CAPTIONS:
                 return told
         return options[int(rng.integers(len(options)))] if options else None
 
