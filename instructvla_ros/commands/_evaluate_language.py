@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder,
         scores,
         name=name,
-        note='measured here' if scores else '',
+        note=f'measured here, on {_source(arguments)}' if scores else '',
         changes=changes,
         base=Path(arguments.base).name,
         rows=rows,
@@ -92,6 +92,12 @@ def run(arguments: argparse.Namespace) -> int:
         _print(scores, changes)
     print(f'table: {page}', file=sys.stderr)
     return 0
+
+
+def _source(arguments: argparse.Namespace) -> str:
+    """Name of the annotations, for a reader who compares rows."""
+    places = [Path(p).name for p in (arguments.annotations, arguments.data) if p]
+    return ' and '.join(places) or 'the answers of the folder'
 
 
 def _check(arguments: argparse.Namespace, error: type[Exception]) -> None:

@@ -113,7 +113,8 @@ def write(
         'Measured rows are blue, with 95 % bootstrap intervals over samples. All metrics see lower-case words without '
         'punctuation. BLEU: corpus, unsmoothed (sacrebleu). METEOR: nltk. CIDEr: CIDEr-D. The paper does not say how '
         'it cut words, so its rows may differ by that. Published rows are copied from the paper; bold numbers are the '
-        'best of them.'
+        'best of them. Rows are only comparable when they were measured on the same annotations. BLEU-4 is 0 where '
+        'answers are shorter than four words.'
     )
     page = render('Language', 'benchmark', lead, tables, listings, {**(facts or {}), **machine.facts()}, command)
     return write_page(folder / 'language.html', page)
