@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -297,6 +298,14 @@ def test_predictions_are_those_of_the_saved_weights(made: Made, tmp_path: Path) 
         episode = Dataset.open(made[0]).read(a.episode)
         np.testing.assert_allclose(a.recorded[:-1], episode.actions[:-1], atol=1e-6)
         assert np.isnan(a.recorded[-1]).all() and a.times[1] == pytest.approx(0.1)
+
+
+def test_a_curve_of_one_point_is_a_dot_of_its_colour() -> None:
+    from instructvla_ros.evaluation.svg import Curve
+    from instructvla_ros.training.report import chart
+
+    drawn = chart([Curve([1, 2], [3.0, 4.0], 'measured'), Curve([2], [1.0], 'commanded')], 'loss')
+    assert re.findall(r'<circle class="([^"]*)"', drawn) == ['dot commanded']
 
 
 def test_a_report_needs_a_run(tmp_path: Path) -> None:

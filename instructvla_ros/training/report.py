@@ -230,7 +230,7 @@ def chart(curves: Sequence[Curve], label: str, unit: str = '', zero: bool = Fals
         body.append(polyline(frame, curve))
         if np.size(curve.x) == 1:
             x, y = float(frame.px(curve.x)[0]), float(frame.py(curve.y)[0])
-            body.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+            body.append(f'<circle class="dot {curve.css}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
     return document(width, HEIGHT, body, label)
 
 
