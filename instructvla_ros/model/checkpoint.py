@@ -172,7 +172,7 @@ def locate(path: str | Path, revision: str = '') -> Path:
         patterns = ['*.json', '*.safetensors', 'checkpoints/*.pt', '*.md']
         return Path(snapshot_download(text, revision=revision or None, allow_patterns=patterns))
     except Exception as err:  # network, login and cache errors share no base class; all end in the same advice
-        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        reason = str(err).splitlines()[0].rstrip('.') if str(err) else type(err).__name__
         raise CheckpointError(
             f'cannot get {text} from the hub: {reason}. On a machine with network run '
             f'`hf download {text} --local-dir {text.split("/")[1]}`, copy that folder here and give its path'
@@ -221,7 +221,7 @@ def write(
 
     target = Path(folder).expanduser()
     if target.exists() and not overwrite:
-        raise CheckpointError(f'{target} exists; choose another folder or allow overwriting')
+        raise CheckpointError(f'{target} exists; choose another folder, or replace it with --overwrite')
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent))
     try:

@@ -41,7 +41,9 @@ def read_torch_file(file: Path) -> dict[str, dict[str, Tensor]]:
     except FileNotFoundError:
         raise CheckpointError(f'no such checkpoint file: {file}') from None
     except pickle.UnpicklingError as err:
-        reason = str(err).splitlines()[0] if str(err) else 'it holds objects other than tensors'
+        # torch explains how to load it all the same; that advice is not passed on.
+        found = re.search(r'GLOBAL (\S+)', str(err))
+        reason = f'it calls {found[1]}' if found else 'it holds objects other than tensors'
         raise CheckpointError(
             f'{file} is not a plain tensor file and was not loaded, because loading it could run code: {reason}. '
             'Ask its author for a file that holds only tensors'
