@@ -481,7 +481,10 @@ def test_scores_of_rows_by_hand():
     assert spoken['bumped'] == 0.2 and spoken['progress'] == pytest.approx(0.68)
     pair = summary['paired']['situated']
     assert (pair['gained'], pair['lost'], pair['episodes'], pair['change']) == (2, 1, 5, 0.2)
-    assert pair['interval'] == pytest.approx([0.2 - 0.6559, 0.2 + 0.6559], abs=1e-3)
+    # (2.5 - 1.5) / 7, and 1.96 sqrt(4 - 1 / 7) / 7 on either side
+    assert pair['interval'] == pytest.approx([0.1429 - 0.5499, 0.1429 + 0.5499], abs=1e-3)
+    same = suite_scores.paired(rows_by_hand()[:4:2], rows_by_hand()[:4:2])
+    assert same['change'] == 0.0 and same['interval'] == pytest.approx([-0.49, 0.49]), 'two that agree prove little'
     assert {k: e['successes'] for k, e in summary['kinds']['situated'].items()} == {'largest': 1, 'odd_one_out': 2}
     assert suite_scores.paired(rows_by_hand()[::2], []) is None
 
