@@ -52,7 +52,7 @@ def test_the_way_is_asked_about_from_entry_to_end():
     rig.feed()
     question = rig.judge.questions[0]
     assert len(question.times) == len(question.poses) == 10 and question.times[-1] == pytest.approx(0.85)
-    path = joint_path(KIN, question.q, question.poses)
+    path = np.array(list(joint_path(KIN, question.q, question.poses)))
     assert path.shape == (10, 7)
     for q, pose in zip(path, question.poses, strict=True):
         np.testing.assert_allclose(KIN.forward(q)[:3, 3], pose[:3, 3], atol=2e-3)

@@ -8,7 +8,7 @@ brake and hold: what nobody vouches for does not move it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -68,23 +68,22 @@ class Clearance(Protocol):
         """Take a question over and return at once. A newer question replaces one that is still open."""
 
 
-def joint_path(kinematics: Kinematics, q: Array, poses: Array) -> Array:
-    """Joint states (k, n) [rad] the controller would pass on the way along tcp poses (k, 4, 4) from q (n,) [rad].
+def joint_path(kinematics: Kinematics, q: Array, poses: Array) -> Iterator[Array]:
+    """Joint states (n,) [rad] the controller would pass on the way along tcp poses (k, 4, 4) from q (n,) [rad].
 
-    Where a pose is out of reach the state is the one the arm would come to rest in.
+    One by one, so that the first can be judged while the next is computed. Where a pose is out of reach the state is
+    the one the arm would come to rest in.
 
     Raises:
         KinematicsError: q or a pose is not usable.
     """
-    out = np.empty((len(poses), len(q)))
-    for k, pose in enumerate(poses):
+    for pose in poses:
         for _ in range(IK_ITERATIONS):
             step = kinematics.step(q, pose, IK_PERIOD)
             q = step.q
             if step.stalled or max(step.position_error, step.rotation_error) < IK_NEAR:
                 break
-        out[k] = q
-    return out
+        yield q
 
 
 def alike(ours: Array, theirs: Array, bound: float) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..control.bounds import Bounds
 from ..control.clearance import Answer, Question, joint_path
@@ -74,11 +74,13 @@ class AskingBackend(ABC):
         """
 
     @abstractmethod
-    def check(self, question: Question, path: Array, timeout: float) -> Answer:
-        """Judge the joint states (k, n) [rad] of a way within ``timeout`` [s]. Blocks.
+    def check(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
+        """Judge the joint states (n,) [rad] of a way, which are computed as they are taken, within ``timeout`` [s].
+
+        Blocks.
 
         Raises:
-            MoveItError: no answer.
+            MoveItError: no answer. KinematicsError: of the path.
         """
 
     def _work(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -92,20 +92,21 @@ class MoveItBackend(AskingBackend):
         response = self._link.call('plan_kinematic_path', request, 4.0 * time_limit + 1.0)
         return messages.route_of_plan(response, joints)
 
-    def check(self, question: Question, path: Array, timeout: float) -> Answer:
+    def check(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
         """Ask about each state of the way, or about all of it as one Cartesian path."""
         if self._settings.check == 'cartesian':
-            return self._check_cartesian(question, path, timeout)
+            return self._check_cartesian(question, np.array(list(path)), timeout)
         return self._check_states(question, path, timeout)
 
-    def _check_states(self, question: Question, path: Array, timeout: float) -> Answer:
+    def _check_states(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
         joints = self.embodiment.arm_joints
-        requests = [messages.validity_request(joints, q, self.group) for q in path]
-        for k, response in enumerate(self._link.call_many('check_state_validity', requests, timeout)):
+        requests = (messages.validity_request(joints, q, self.group) for q in path)
+        responses = self._link.call_many('check_state_validity', requests, timeout)
+        for k, response in enumerate(responses):
             if not response.valid:
                 subject, text = describe_contacts(messages.contacts(response))
                 return Answer(question, k, text, subject)
-        return Answer(question, len(path))
+        return Answer(question, len(responses))
 
     def _check_cartesian(self, question: Question, path: Array, timeout: float) -> Answer:
         joints, count = self.embodiment.arm_joints, len(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -83,11 +83,13 @@ class MoveItLink:
         """
         return self.call_many(name, [request], timeout)[0]
 
-    def call_many(self, name: str, requests: Sequence[Any], timeout: float) -> list[Any]:
+    def call_many(self, name: str, requests: Iterable[Any], timeout: float) -> list[Any]:
         """Answers to several requests, sent without waiting for the answer to the one before.
 
+        Requests may take time to make: those before are answered meanwhile.
+
         Raises:
-            MoveItError: as for :meth:`call`, for all together.
+            MoveItError: as for :meth:`call`, for all together. What making a request raises.
         """
         client = self._clients[name]
         if not client.service_is_ready():
@@ -99,21 +101,24 @@ class MoveItLink:
         def finish(count: int) -> None:
             for _ in range(count):
                 if not done.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
-                    for future in futures:
-                        client.remove_pending_request(future)
                     answered = sum(f.done() for f in futures)
                     raise MoveItError(
-                        f'{client.srv_name} answered {answered} of {len(requests)} questions within '
+                        f'{client.srv_name} answered {answered} of {len(futures)} questions sent within '
                         f'{1e3 * timeout:.0f} ms'
                     )
 
-        for request in requests:
-            if len(futures) >= IN_FLIGHT:
-                finish(1)
-            future = client.call_async(request)
-            future.add_done_callback(lambda _: done.release())
-            futures.append(future)
-        finish(min(len(futures), IN_FLIGHT))
+        try:
+            for request in requests:
+                if len(futures) >= IN_FLIGHT:
+                    finish(1)
+                future = client.call_async(request)
+                future.add_done_callback(lambda _: done.release())
+                futures.append(future)
+            finish(min(len(futures), IN_FLIGHT))
+        except BaseException:
+            for future in futures:
+                client.remove_pending_request(future)
+            raise
         return [future.result() for future in futures]
 
     def _spin(self) -> None:

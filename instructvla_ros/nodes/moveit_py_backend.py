@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -164,9 +164,9 @@ class MoveItPyBackend(AskingBackend):
         super().close()
         self.process.close()
 
-    def check(self, question: Question, path: Array, timeout: float) -> Answer:
+    def check(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
         """Ask about all states of the way at once."""
-        found = self.process.call('states', timeout, path=path.tolist())
+        found = self.process.call('states', timeout, path=[q.tolist() for q in path])
         return Answer(question, int(found['free']), str(found['text']), str(found['subject']))
 
     def plan(self, start: Array, goal: Array) -> Route:
