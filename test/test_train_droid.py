@@ -35,13 +35,18 @@ def test_droid_files_become_a_checkpoint_and_an_error(tmp_path: Path, capsys: py
         '--model',
         str(tmp_path / 'small.yaml'),
     ]
-    words += ['--share', '0.34', '--set', 'steps=3', 'batch=4', 'fewest=1', 'validation_frames=8', 'validate_every=3']
+    words += ['--share', '0.34', '--hold', 'any']
+    words += ['--set', 'steps=3', 'batch=4', 'fewest=1', 'validation_frames=8', 'validate_every=3']
     code = script.main(words)
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert code == (0 if result['ratio'] < 1.0 else 1), 'the exit code says whether the mean chunk was beaten'
-    assert result['train_episodes'] == 2 and result['held_out_episodes'] == 1 and result['steps'] == 3
-    assert 1.0 < result['mean_mm'] < 500.0 and result['end_mm'] > 0.0 and 0.0 <= result['gripper'] <= 1.0
-    assert f'{result["mean_mm"]:.1f} mm' in capsys.readouterr().out
+    assert result['train_episodes'] == 2 and len(result['held_out_episodes']) == 1 and result['steps'] == 3
+    error = result['error']
+    one, many, mean = error['one draw'], error['mean of 8 draws'], error['the mean chunk']
+    assert 1.0 < mean['end_mm'] < 500.0 and 0.0 < mean['action'] < 1.5 and 0.0 <= one['gripper_right'] <= 1.0
+    assert many['action'] < one['action'], 'the mean of draws has less noise than one of them'
+    assert result['ratio'] == pytest.approx(many['action'] / mean['action'])
+    assert f'{mean["end_mm"]:.1f} mm' in capsys.readouterr().out
     facts = read_facts(tmp_path / 'run' / 'train')
     assert facts['datasets'][0]['embodiment'] == 'panda' and facts['validation'][0]['held_out'] == 1
     assert len(read_predictions(tmp_path / 'run' / 'train')) == 1

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from ..geometry import Array
+from ..model.flow import integrate
 from ..model.images import dino_scale, siglip_scale
 from ..model.instructvla import Batch
 from ..model.statistics import Statistics
 from .examples import Examples, Labels
 from .grounding import pick
 from .objective import Objective
+
+EULER_STEPS = 10
 
 
 @torch.no_grad()
@@ -70,6 +73,14 @@ def act(
     objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator, statistics: Statistics
 ) -> Array:
     """Chunks (n, H, 7) in physical units for the plain instruction of frames, ten Euler steps."""
+    return drawn(objective, examples, rows, rng, statistics, 1)[0]
+
+
+@torch.no_grad()
+def drawn(
+    objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator, statistics: Statistics, draws: int
+) -> Array:
+    """Chunks (draws, n, H, 7) as :func:`act`, one for each draw of the noise; what is seen is computed once."""
     model, store = objective.model, examples.store
     data, _ = examples.batch(rows, rng, plain=True)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -81,8 +92,13 @@ def act(
     pixels = torch.from_numpy(siglip_scale(np.array(store.joined[rows]))).to(model.device)
     views = torch.from_numpy(dino_scale(np.array(store.views[rows]))).to(model.device)
     latent = model.latent(data.ids.to(model.device), pixels)
-    raw = model.chunk(latent, views, proprio, model.noise(len(rows), generator))
-    return np.asarray(statistics.unnormalize(statistics.finish(raw.float().cpu().numpy())))
+    prefix = model.expert.prefix(latent, views, proprio)
+    found = []
+    for _ in range(draws):
+        noise = model.noise(len(rows), generator)
+        raw = integrate(lambda x, t: model.expert.velocity(prefix, x, t, None), noise, EULER_STEPS, None)
+        found.append(statistics.unnormalize(statistics.finish(raw.float().cpu().numpy())))
+    return np.asarray(found)
 
 
 def named(objective: Objective, data: Batch, labels: Labels) -> Tensor:
