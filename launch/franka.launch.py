@@ -17,6 +17,7 @@ from launch.actions import (
     EmitEvent,
     IncludeLaunchDescription,
     LogInfo,
+    OpaqueFunction,
     RegisterEventHandler,
     SetEnvironmentVariable,
 )
@@ -42,6 +43,7 @@ from launch_ros.substitutions import FindPackageShare
 
 from instructvla_ros import config
 from instructvla_ros.errors import InstructVLAError
+from instructvla_ros.launch_checks import problems
 from instructvla_ros.resources import choose_policy, config_file
 from instructvla_ros.settings import Embodiment
 from launch import LaunchContext, LaunchDescription
@@ -111,6 +113,14 @@ def gripper_of(given: Callable[[str], str]) -> str:
     except InstructVLAError:
         return 'auto'  # the node says what is wrong with the file
     return driver if driver != 'auto' else {'real': 'franka', 'fake': 'gripper_command'}[robot]
+
+
+def check(context: LaunchContext) -> None:
+    """End the launch when an argument cannot work, while nothing has been started."""
+    kinds = {'seed': int, 'web_port': int, 'use_sim_time': bool}
+    found = problems(lambda name: LaunchConfiguration(name).perform(context), kinds)
+    if found:
+        raise RuntimeError('; '.join(found))
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -302,6 +312,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
+            OpaqueFunction(function=check),
             SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', LaunchConfiguration('transport_profile')),
             LogInfo(
                 msg='robot:=real with enable:=true: the arm may move as soon as an instruction arrives',

@@ -8,7 +8,13 @@ Everything runs on the clock of the recording. Ends when the recording is over, 
 Nothing is sent to an arm: the controller computes and judges every command, and publishes none.
 """
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, RegisterEventHandler, SetEnvironmentVariable
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+)
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -22,7 +28,8 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchDescription
+from instructvla_ros.launch_checks import problems
+from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'instructvla_ros'
 
@@ -30,6 +37,14 @@ PACKAGE = 'instructvla_ros'
 def value(name: str, kind: type) -> ParameterValue:
     """Launch argument as a ROS parameter of one type."""
     return ParameterValue(LaunchConfiguration(name), value_type=kind)
+
+
+def check(context: LaunchContext) -> None:
+    """End the launch when an argument cannot work, while nothing has been started."""
+    kinds = {'rate': float, 'wait': float, 'web_port': int}
+    found = problems(lambda name: LaunchConfiguration(name).perform(context), kinds)
+    if found:
+        raise RuntimeError('; '.join(found))
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -138,6 +153,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             *arguments,
+            OpaqueFunction(function=check),
             SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', LaunchConfiguration('transport_profile')),
             ends(player, 'the recording is over'),
             ends(policy, 'the policy ended'),

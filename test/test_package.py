@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -160,6 +161,24 @@ def test_executable_is_shell_and_python(tmp_path: Path) -> None:
     (tmp_path / 'bin' / 'python3').chmod(0o755)
     done = subprocess.run([str(file), 'a b', '--c'], capture_output=True, text=True, cwd='/')
     assert done.returncode == 3 and "['a b', '--c']" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(('name', 'code'), [('slow_node', 0), ('slow', 128 + signal.SIGINT)])
+@pytest.mark.parametrize('ignored', [False, True])
+def test_an_executable_that_is_interrupted_while_it_loads_goes_without_a_word(
+    tmp_path: Path, name: str, code: int, ignored: bool
+) -> None:
+    """Also when the shell that started it has SIGINT ignored, as for everything in its background."""
+    text = (ROOT / 'resource' / 'executable.in').read_text().replace('@MODULE@', name)
+    (tmp_path / 'say').write_text(text)
+    (tmp_path / f'{name}.py').write_text("print('loading', flush=True)\nimport time\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'say')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == 'loading\n'
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30.0) == ('', '') and process.returncode == code
 
 
 def test_built_messages_are_those_of_the_source() -> None:

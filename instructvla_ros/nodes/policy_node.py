@@ -48,6 +48,7 @@ class PolicyNode(BaseNode):
             policy: used instead of the one the parameters name.
         """
         super().__init__('policy_node', **kwargs)
+        self._goals: GoalServer | None = None  # a node that is refused below is destroyed all the same
         self._embodiment = params.load_embodiment(self)
         self._settings = params.load_settings(self, PolicySettings, 'policy.yaml')
         self._host = PolicyHost(self._settings, self._embodiment, policy)
@@ -85,7 +86,8 @@ class PolicyNode(BaseNode):
 
     def destroy_node(self) -> None:
         """Take the action off the graph as well; only now, because the executor waited on it until it ended."""
-        self._goals.close()
+        if self._goals is not None:
+            self._goals.close()
         super().destroy_node()
 
     # What the follower asks for, on its thread.

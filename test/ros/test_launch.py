@@ -22,7 +22,7 @@ from launch.actions import DeclareLaunchArgument  # noqa: E402
 from launch_ros.actions import Node  # noqa: E402
 from launching import module_of, started_by  # noqa: E402
 
-from instructvla_ros import config, resources  # noqa: E402
+from instructvla_ros import config, launch_checks, resources  # noqa: E402
 from instructvla_ros.settings import Embodiment  # noqa: E402
 from launch import LaunchContext  # noqa: E402
 
@@ -220,6 +220,36 @@ def test_a_dead_controller_ends_the_launch(tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert 'no_such.yaml' in (tmp_path / 'out.txt').read_text()
+
+
+@pytest.mark.skipif(shutil.which('ros2') is None, reason='the ros2 command is part of a full ROS 2 install')
+def test_an_argument_that_cannot_work_ends_the_launch_before_anything_starts(tmp_path):
+    done = subprocess.run(
+        ['ros2', 'launch', str(FILE), 'seed:=many', 'web:=true', 'web_port:=http', 'use_sim_time:=2'],
+        capture_output=True, text=True, timeout=60, env={**os.environ, 'ROS_LOG_DIR': str(tmp_path)},
+    )
+    text = done.stdout + done.stderr
+    for sentence in (
+        'seed:=many has to be a whole number', 'web_port:=http has to be a whole number',
+        'use_sim_time:=2 has to be true or false',
+    ):
+        assert sentence in text, text
+    assert done.returncode != 0 and 'process started' not in text, text
+
+
+@pytest.mark.parametrize('file', ['franka.launch.py', 'replay.launch.py'])
+def test_a_missing_rviz_is_said_before_anything_starts(file, monkeypatch):
+    loaded = module_of(FILE.with_name(file))
+    context = LaunchContext()
+    context.launch_configurations.update(rviz='true', bag='monday')
+    for entity in loaded.generate_launch_description().entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    monkeypatch.setattr(launch_checks, 'installed', lambda name: name != 'rviz2')
+    with pytest.raises(RuntimeError, match='rviz:=true needs the package rviz2: sudo apt install'):
+        loaded.check(context)
+    monkeypatch.setattr(launch_checks, 'installed', lambda name: True)
+    assert loaded.check(context) is None
 
 
 # -- arms that are not ours -------------------------------------------------------------------------------------------

@@ -216,6 +216,18 @@ def test_bad_start_is_one_line_and_exit_code_2(arguments, reason):
     assert len(ours) == 1 and reason in ours[0] and 'Traceback' not in error
 
 
+@pytest.mark.parametrize('name', ['sim', 'controller', 'policy', 'reasoning', 'viz', 'web', 'record', 'replay'])
+def test_every_node_that_is_refused_says_why_in_one_line(name):
+    """Also when it had built half of itself: nothing that its destruction needs may be missing then."""
+    done = subprocess.run(
+        [sys.executable, '-m', f'instructvla_ros.nodes.{name}_node', '--ros-args', '-p', 'embodiment:=absent.yaml'],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: ') and 'absent.yaml' in lines[0], done.stderr
+
+
 @pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM'])
 def test_signals_close_the_node_and_exit_with_0(number):
     process = start()
