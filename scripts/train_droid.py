@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     (args.out / 'result.json').write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     print(f'{"held out, rms":24s}{"action":>9s}' + ''.join(f'{k:>13s}' for k in PARTS) + f'{"end of chunk":>15s}')
     for name, found in result['error'].items():
-        parts = ''.join(f'{found[k]:13.3f}' for k in PARTS)
-        print(f'{name:24s}{found["action"]:9.3f}{parts}{found["end_mm"]:12.1f} mm')
+        each = ''.join(f'{found[k]:13.3f}' for k in PARTS)
+        print(f'{name:24s}{found["action"]:9.3f}{each}{found["end_mm"]:12.1f} mm')
     print(f'action: {result["ratio"]:.0%} of the mean chunk\nreport: {outcome.report}')
     return 0 if result['ratio'] < 1.0 else 1
 
