@@ -1,7 +1,8 @@
 """Pre-norm rotary decoder shared by the VLM (Qwen2) and the action expert (Llama).
 
-The layers are those of ``transformers`` (same parameter names); the loop over them is ours, so that the gate, the
-mask, the cache and the rows that are needed are arguments instead of hidden state.
+The layers are those of ``transformers`` (same parameter names); the loop over them and its arithmetic are ours, so that
+the gate, the mask, the cache and the rows that are needed are arguments instead of hidden state, and so that a model of
+a few million parameters does not spend its time between the operations.
 """
 
 from __future__ import annotations
@@ -30,21 +31,24 @@ class KVCache:
         self.data = data
         self.capacity = data.shape[4]
         self.length = 0
+        self._layers = [layer.unbind(0) for layer in data.unbind(0)]
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, heads, N, dim) behind ``length`` and return everything up to there (``length`` is not moved).
 
         Keys with a gradient are returned but not kept.
         """
-        end = self.length + key.shape[2]
+        start, count = self.length, key.shape[2]
+        end = start + count
         if end > self.capacity:
             raise ValueError(f'KV cache holds {self.capacity} positions, {end} are needed')
         if key.requires_grad:  # written in place, the buffer would carry this graph into the next call
-            kept = self.data[layer, :, :, :, : self.length]
+            kept = self.data[layer, :, :, :, :start]
             return torch.cat((kept[0], key), dim=2), torch.cat((kept[1], value), dim=2)
-        self.data[layer, 0, :, :, self.length : end] = key
-        self.data[layer, 1, :, :, self.length : end] = value
-        return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
+        keys, values = self._layers[layer]
+        keys.narrow(2, start, count).copy_(key)
+        values.narrow(2, start, count).copy_(value)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def advance(self, count: int) -> None:
         """Count the positions that a pass has appended to every layer."""
@@ -71,9 +75,10 @@ class PlacedCache(KVCache):
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, heads, N, dim) at the places and return the whole buffers."""
-        self.data[layer, 0].index_copy_(2, self.places, key)
-        self.data[layer, 1].index_copy_(2, self.places, value)
-        return self.data[layer, 0], self.data[layer, 1]
+        keys, values = self._layers[layer]
+        keys.index_copy_(2, self.places, key)
+        values.index_copy_(2, self.places, value)
+        return keys, values
 
     def advance(self, count: int) -> None:
         """The places already say where a pass goes."""
@@ -105,6 +110,7 @@ class Decoder(nn.Module):
         self.rope_theta, self.dropout = rope_theta, dropout
         self.checkpointing = False
         self.round_frequencies = False
+        self._tables: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def new_cache(self, batch: int, capacity: int, like: Tensor) -> KVCache:
         """Empty cache for ``capacity`` positions with dtype and device of ``like``."""
@@ -112,14 +118,34 @@ class Decoder(nn.Module):
         return KVCache(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, sin (..., 1, N, head_dim) of positions (..., N); frequencies in float32 whatever the weights are."""
+        """cos, sin (..., N, 1, head_dim) of positions (..., N); frequencies in float32 whatever the weights are."""
         ramp = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=torch.float32) / self.head_dim
         frequencies = 1.0 / (self.rope_theta**ramp)
         if self.round_frequencies:
             frequencies = frequencies.bfloat16().float()
         angles = positions[..., None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(-3)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(-2)
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _turn(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`rotary` with the signs that :func:`_rotate` wants."""
+        cos, sin = self.rotary(positions, like.dtype)
+        first, second = sin.chunk(2, dim=-1)
+        return cos, torch.cat((-first, second), dim=-1)
+
+    def _turn_from(self, past: int, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_turn` of positions past .. past + count - 1, from a table."""
+        end = past + count
+        if torch.compiler.is_compiling():
+            return self._turn(torch.arange(past, end, device=like.device), like)
+        size = max(512, 1 << (end - 1).bit_length())
+        # A table is never replaced: a captured graph may read it for as long as the model lives.
+        key = (size, like.device, like.dtype, self.round_frequencies)
+        if key not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[key] = self._turn(torch.arange(size, device=like.device), like)
+        cos, sin = self._tables[key]
+        return cos.narrow(0, past, count), sin.narrow(0, past, count)
 
     def forward(
         self,
@@ -148,9 +174,7 @@ class Decoder(nn.Module):
             (B, N, d), or (B, R, d) with ``rows``, after the final norm.
         """
         past, n = (cache.length if cache else 0), x.shape[1]
-        if positions is None:
-            positions = torch.arange(past, past + n, device=x.device)
-        cos, sin = self.rotary(positions, x.dtype)
+        cos, sin = self._turn_from(past, n, x) if positions is None else self._turn(positions, x)
         if mask is None and causal and past and n > 1:
             keys = torch.arange(past + n, device=x.device)
             mask = keys <= keys[past:, None]
@@ -168,8 +192,7 @@ class Decoder(nn.Module):
                 x = self._layer(*args)
         if cache is not None:
             cache.advance(n)
-        out: Tensor = self.norm(x)
-        return out
+        return _normalize(self.norm, x)
 
     def _layer(
         self,
@@ -185,15 +208,15 @@ class Decoder(nn.Module):
         rows: Tensor | None,
     ) -> Tensor:
         attention = layer.self_attn
-        h = layer.input_layernorm(x)
-        key = _rotate(self._heads(apply(attention.k_proj, h, gate)), cos, sin)
-        value = self._heads(apply(attention.v_proj, h, gate))
+        h = _normalize(layer.input_layernorm, x)
+        key = _rotate(self._heads(apply(attention.k_proj, h, gate)), cos, sin).transpose(1, 2)
+        value = self._heads(apply(attention.v_proj, h, gate)).transpose(1, 2)
         if cache is not None:
             key, value = cache.append(index, key, value)
         if rows is not None:
             x, h, gate, cos, sin, mask = self._pick(rows, x, h, gate, cos, sin, mask, triangle, key.shape[2])
             triangle = False
-        query = _rotate(self._heads(apply(attention.q_proj, h, gate)), cos, sin)
+        query = _rotate(self._heads(apply(attention.q_proj, h, gate)), cos, sin).transpose(1, 2)
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -204,13 +227,13 @@ class Decoder(nn.Module):
             enable_gqa=self.kv_heads != self.heads,
         )
         x = x + apply(attention.o_proj, out.transpose(1, 2).flatten(2), gate)
-        h = layer.post_attention_layernorm(x)
+        h = _normalize(layer.post_attention_layernorm, x)
         mlp = layer.mlp
-        inner = mlp.act_fn(apply(mlp.gate_proj, h, gate)) * apply(mlp.up_proj, h, gate)
+        inner = F.silu(apply(mlp.gate_proj, h, gate)) * apply(mlp.up_proj, h, gate)
         return x + apply(mlp.down_proj, inner, gate)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:2], -1, self.head_dim)
 
     @staticmethod
     def _pick(
@@ -233,8 +256,8 @@ class Decoder(nn.Module):
         elif mask is not None:
             wide = mask.expand(batch, mask.shape[1] if mask.dim() == 4 else 1, n, keys)
             mask = wide.gather(2, take[:, None].expand(-1, wide.shape[1], -1, keys))
-        angle = take[:, None].expand(-1, 1, -1, cos.shape[-1])
-        cos, sin = (t.expand(batch, 1, n, -1).gather(2, angle) for t in (cos, sin))
+        angle = take[..., None].expand(-1, -1, -1, cos.shape[-1])
+        cos, sin = (t.expand(batch, n, 1, -1).gather(1, angle) for t in (cos, sin))
         index = take.expand(-1, -1, x.shape[-1])
         return x.gather(1, index), h.gather(1, index), gate, cos, sin, mask
 
@@ -281,6 +304,14 @@ def llama_decoder(sizes: Expert) -> Decoder:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    """Turn heads x (B, N, heads, dim) by what :meth:`Decoder._turn` gives; a roll brings partners together."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def _normalize(norm: Any, x: Tensor) -> Tensor:
+    """RMS norm of Qwen2 and Llama over the last dimension, in float32 whatever the weights are."""
+    wide = x.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = (length * length / x.shape[-1] + norm.variance_epsilon).rsqrt()
+    out: Tensor = norm.weight * (wide * scale).to(x.dtype)
+    return out
