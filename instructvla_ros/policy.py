@@ -72,6 +72,14 @@ class StreamingPolicy(Protocol):
     stream: Callable[[Reasoning], None] | None
 
 
+@runtime_checkable
+class PreparingPolicy(Protocol):
+    """A policy with work on an observation that needs none of its state, such as resizing pictures."""
+
+    def prepare(self, observation: Observation) -> None:
+        """Do it now, in any thread and beside any other call; ``think`` and ``infer`` get the same object later."""
+
+
 def make_chunk(
     policy: Policy,
     observation: Observation,

@@ -306,7 +306,7 @@ class PolicySettings:
     horizon: int = option(8, 'steps of a chunk', ge=1, le=128)
     reasoning_period: float = option(2.0, 'shortest time between two sentences', unit='s', ge=0.0, le=60.0)
     latent_period: int = option(1, 'expert calls per latent', ge=1, le=100)
-    euler_steps: int = option(10, 'integration steps of the flow', ge=1, le=100)
+    euler_steps: int = option(0, 'integration steps of the flow; 0: as many as the checkpoint says', ge=0, le=100)
     sync_slop: float = option(0.05, 'largest spread of the stamps of one observation', unit='s', ge=0.0, le=1.0)
     max_view_age: float = option(0.3, 'age at which a view counts as silent', unit='s', ge=0.01, le=10.0)
     max_state_age: float = option(0.2, 'age at which the joint states count as silent', unit='s', ge=0.01, le=10.0)
@@ -338,7 +338,7 @@ class PolicySettings:
         choices=('off', 'blend', 'guided'),
     )
     realtime_beta: float = option(
-        10.0, 'bound of the guidance weight; above euler_steps it may overshoot', ge=0.0, le=100.0
+        10.0, 'bound of the guidance weight; never more than there are Euler steps', ge=0.0, le=100.0
     )
     realtime_latency: float = option(
         0.0, 'camera to model plus model to arm, beyond the measured time of the model', unit='s', ge=0.0, le=5.0

@@ -11,7 +11,7 @@ import torch  # noqa: E402
 
 from instructvla_ros.config import replace  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
-from instructvla_ros.model.fast import FastPath  # noqa: E402
+from instructvla_ros.model.fast import FastPath, lay_out_weights  # noqa: E402
 
 CLOSE = {'rtol': 1e-4, 'atol': 2e-5}
 VARIANTS = {
@@ -41,6 +41,21 @@ def test_sentence_and_logits(bundle, batch):
     assert engine.sentence(engine.begin(pixels), ids, end_id=end, logits=fast) == expected
     torch.testing.assert_close(torch.stack(fast), torch.stack(plain), **CLOSE)
     assert len(fast) == bundle.config.max_new_tokens or all(len(s) <= len(fast) for s in expected)
+
+
+def test_weights_laid_out_for_serving_are_the_same_weights(tmp_path):
+    bundle = doubles.small_bundle(tmp_path / 'small')
+    model = bundle.model
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pixels, *_ = doubles.inputs(bundle.config, 1)
+    ids = ids_of(bundle, 'lift up', None, 1)
+    expected = model.latent(ids, pixels)
+    lay_out_weights(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    moved = model.vlm.decoder.layers[0].mlp.up_proj.weight
+    assert moved.t().is_contiguous() and not moved.is_contiguous()
+    torch.testing.assert_close(model.latent(ids, pixels), expected, **CLOSE)
 
 
 def test_rows_of_a_batch_are_independent(bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import model_doubles as doubles
@@ -16,11 +17,12 @@ from instructvla_ros.config import load as load_config  # noqa: E402
 from instructvla_ros.config import replace  # noqa: E402
 from instructvla_ros.datatypes import Observation, Reasoning, ReasoningKind  # noqa: E402
 from instructvla_ros.errors import CheckpointError, ConfigError, ObservationError  # noqa: E402
+from instructvla_ros.model import policy as policy_module  # noqa: E402
 from instructvla_ros.model.checkpoint import convert, save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
 from instructvla_ros.model.policy import InstructVLAPolicy, pick_device  # noqa: E402
-from instructvla_ros.policy import Policy, make_policy  # noqa: E402
+from instructvla_ros.policy import Policy, PreparingPolicy, make_policy  # noqa: E402
 from instructvla_ros.resources import config_file  # noqa: E402
 from instructvla_ros.settings import Embodiment, PolicySettings  # noqa: E402
 
@@ -75,6 +77,40 @@ def test_chunk_is_the_plain_model_on_the_same_noise(bundle, embodiment, policy):
     assert chunk.steps.shape == (6, 7) and chunk.policy == 'instructvla' and chunk.reasoning_id == ''
     assert chunk.observation_stamp_ns == 1_000 and chunk.created_stamp_ns > 1_000 and chunk.model_latency > 0
     np.testing.assert_allclose(chunk.reference_pose[:3, 3], [0.4, 0.1, 0.2])
+
+
+def test_the_checkpoint_says_how_many_euler_steps_unless_the_settings_do(bundle, embodiment):
+    short = dataclasses.replace(bundle.model.config, euler_steps=3)
+    asked = []
+    for config, wanted in ((bundle.model.config, 0), (short, 0), (short, 7)):
+        bundle.model.config, usual = config, bundle.model.config
+        made = InstructVLAPolicy(bundle, settings(euler_steps=wanted, realtime='guided', realtime_beta=5.0), embodiment)
+        bundle.model.config = usual
+        plain = made._engine.chunk
+        made._engine.chunk = lambda *a, plain=plain, **k: asked.append((k['steps'], k['guide'])) or plain(*a, **k)
+        made.infer(observation(embodiment, stamp=1_000), None)
+        made.infer(observation(embodiment, stamp=200_001_000), None)
+    assert [steps for steps, _ in asked] == [10, 10, 3, 3, 7, 7]
+    assert [guide.beta for _, guide in asked if guide is not None] == [5.0, 3.0, 5.0]  # never beyond the steps
+
+
+def test_prepared_pictures_are_used_once_and_change_nothing(embodiment, policy, monkeypatch):
+    seen, other = observation(embodiment), observation(embodiment, seed=9)
+    expected = policy.infer(seen, None).steps
+    made = []
+    monkeypatch.setattr(policy_module, 'siglip_pixels', lambda *a: made.append(1) or siglip_pixels(*a))
+    policy.reset()
+    assert isinstance(policy, PreparingPolicy)
+    policy.prepare(seen)
+    policy.prepare(other)
+    np.testing.assert_array_equal(policy.infer(seen, None).steps, expected)
+    policy.think(seen)
+    assert len(made) == 2
+    with pytest.raises(ObservationError, match='lacks the views'):
+        policy.prepare(observation(embodiment, views={}))
+    twin = observation(embodiment)  # equal, but another object
+    policy.prepare(twin)
+    assert len(made) == 3
 
 
 def test_it_is_a_policy(policy):

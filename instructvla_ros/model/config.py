@@ -161,6 +161,7 @@ class ModelConfig:
     horizon: int = option(16, 'steps of a chunk', ge=1, le=128)
     views: int = option(1, 'cameras', ge=1, le=8)
     proprio: bool = option(False, 'a token for the 8 numbers of the arm state')
+    euler_steps: int = option(10, 'integration steps of the flow where the settings ask for none', ge=1, le=100)
     max_new_tokens: int = option(50, 'longest sentence', ge=1, le=4096)
     reasons: bool = option(False, 'speaks before it acts unless told otherwise')
     response: str = option(

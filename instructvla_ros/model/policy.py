@@ -20,9 +20,9 @@ from ..geometry import pose_from_xyz_rpy
 from ..settings import Embodiment, PolicySettings
 from .checkpoint import Bundle
 from .checkpoint import load as load_checkpoint
-from .fast import Session, merge_adapters
+from .fast import Session, lay_out_weights, merge_adapters
 from .graphs import upload
-from .images import dino_pixels, join_views, siglip_pixels
+from .images import Floats, dino_pixels, join_views, siglip_pixels
 from .realtime import Continuation
 from .static import make_engine, make_lanes
 from .warmup import warm_up
@@ -137,12 +137,16 @@ class InstructVLAPolicy:
         """Receives the sentence so far after every token of ``think``: same id as the result, ``final`` False."""
         self._bundle, self._settings, self._embodiment = bundle, settings, embodiment
         self._statistics = bundle.dataset(settings.dataset)
+        self._euler_steps = settings.euler_steps or config.euler_steps
+        # More would pull beyond the chunk that is continued in the first step.
+        self._beta = min(settings.realtime_beta, float(self._euler_steps))
         merge_adapters(bundle.model)
+        lay_out_weights(bundle.model)
         self._engine = make_engine(bundle.model, settings.capture, settings.compile)
         self._lanes = make_lanes(self._engine, urgent='chunk')
         self._continuation = Continuation(
             settings.realtime,
-            settings.realtime_beta,
+            self._beta,
             settings.step_period,
             min(settings.horizon, config.horizon),
             settings.realtime_latency,
@@ -158,6 +162,7 @@ class InstructVLAPolicy:
             self._thought: _Thought | None = None
             self._uses = 0
             self._said: tuple[str, int, Session | None, str] | None = None
+            self._prepared: tuple[tuple[Observation, Floats, Floats], ...] = ()
             self._generator = torch.Generator().manual_seed(self._settings.seed)
             self._continuation.reset()
 
@@ -196,7 +201,7 @@ class InstructVLAPolicy:
             frame.views,
             frame.proprio,
             noise,
-            steps=self._settings.euler_steps,
+            steps=self._euler_steps,
             guide=guide if self._settings.realtime == 'guided' else None,
         )
         normalized = self._statistics.finish(raw[0].double().cpu().numpy())
@@ -243,9 +248,9 @@ class InstructVLAPolicy:
         warm_up(
             self._engine,
             self._bundle,
-            steps=self._settings.euler_steps,
+            steps=self._euler_steps,
             guided=self._settings.realtime == 'guided',
-            beta=self._settings.realtime_beta,
+            beta=self._beta,
             say=log.info,
         )
         self.infer(observation, self.think(observation))
@@ -313,18 +318,14 @@ class InstructVLAPolicy:
         session = session or self._engine.begin(frame.pixels)
         return _Thought(self._engine.latent(session, ids), instruction, reasoning_id), session
 
+    def prepare(self, observation: Observation) -> None:
+        """Bring the pictures of an observation to the sizes of the model; ``think`` and ``infer`` then find them."""
+        self._pictures(observation)
+
     def _frame(self, observation: Observation) -> _Frame:
-        config, device = self._bundle.config, self._bundle.model.device
-        absent = [n for n in self._view_names if n not in observation.views]
-        if absent:
-            raise ObservationError(
-                f'the observation lacks the views {", ".join(absent)}; it has {", ".join(observation.views) or "none"}'
-            )
-        frames = [observation.views[n] for n in self._view_names]
-        pixels = siglip_pixels(join_views(frames), config.vision.image_size)
-        views = np.stack([dino_pixels(f, config.dino.image_size) for f in frames])
-        proprio = None
-        if config.proprio:
+        pixels, views = self._pictures(observation)
+        device, proprio = self._bundle.model.device, None
+        if self._bundle.config.proprio:
             normalized = self._statistics.normalize_proprio(observation.proprio).astype(np.float32)
             proprio = upload(torch.from_numpy(normalized)[None], device)
         return _Frame(
@@ -333,6 +334,23 @@ class InstructVLAPolicy:
             upload(torch.from_numpy(views)[None], device),
             proprio,
         )
+
+    def _pictures(self, observation: Observation) -> tuple[Floats, Floats]:
+        """Pixels (3, S, S) of the VLM, views (V, 3, S', S') of DINO; kept for the next call with this very object."""
+        for known, pixels, views in self._prepared:
+            if known is observation:
+                return pixels, views
+        config = self._bundle.config
+        absent = [n for n in self._view_names if n not in observation.views]
+        if absent:
+            raise ObservationError(
+                f'the observation lacks the views {", ".join(absent)}; it has {", ".join(observation.views) or "none"}'
+            )
+        frames = [observation.views[n] for n in self._view_names]
+        pixels = siglip_pixels(join_views(frames), config.vision.image_size)
+        views = np.stack([dino_pixels(f, config.dino.image_size) for f in frames])
+        self._prepared = (*self._prepared[-1:], (observation, pixels, views))
+        return pixels, views
 
     def with_settings(self, **changes: object) -> InstructVLAPolicy:
         """Same weights with other settings (for measurements of periods and Euler steps)."""
