@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from ..datatypes import ActionChunk, Image, Observation, Reasoning, RobotState
 from ..errors import ConfigError, DataError, InstructVLAError, ObservationError
 from ..geometry import Array
 from ..observing import Pacer, Stale, Synchronizer
-from ..policy import Policy
+from ..policy import Policy, PreparingPolicy
 from ..settings import Control, PolicySettings
-from .replay_judge import Judge, Judging, RemoteJudge
+from .replay_asking import Answer, Asking, WaitingJudge
+from .replay_judge import Judge, RemoteJudge
 from .replay_source import (
     ChunkEvent,
     Event,
@@ -112,11 +114,13 @@ def replay(
                 if progress is not None:
                     progress(run.elapsed)
         except InstructVLAError as err:
+            run.asking.settle()
             if not isinstance(err, DataError) or not run.chunks:
                 raise
             recording.trouble.add(f'the rest cannot be read: {err}')  # what was readable is used
         return run.finish(started)
     finally:
+        run.asking.close()
         run.judge.close()
 
 
@@ -143,11 +147,9 @@ class _Run:
                 'name the topics of its cameras in the embodiment'
             )
         self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
-        self.judge: Judging
-        if options.judge and options.separate:
-            self.judge = RemoteJudge(embodiment, control)
-        else:
-            self.judge = Judge(embodiment, control, options.judge, self.kinematics)
+        near = partial(Judge, loop=options.judge, kinematics=self.kinematics)
+        self.judge = WaitingJudge((RemoteJudge if options.judge and options.separate else near)(embodiment, control))
+        self.asking = Asking(policy)
         self.look = look
         self.pacer = Pacer(settings.chunk_rate)
         self.pictures: dict[tuple[str, int], FrameEvent] = {}
@@ -238,6 +240,7 @@ class _Run:
         """Begin an instruction as the node does: everything about the one before is forgotten."""
         if instruction == self.instruction:
             return
+        self.asking.settle()
         self._end_segment()
         self.instruction = instruction
         self.policy.reset()
@@ -274,6 +277,8 @@ class _Run:
             began = time.perf_counter()
             complete = self._with_pictures(seen)
             if complete is not None:
+                if isinstance(self.policy, PreparingPolicy):
+                    self.policy.prepare(complete)
                 self.last_stamp = seen.stamp_ns
                 self._act(complete, time.perf_counter() - began)
                 return
@@ -295,47 +300,48 @@ class _Run:
         return replace(seen, views=images, q=q, dq=dq)
 
     def _act(self, seen: Observation, decode: float) -> None:
-        think = 0.0
-        now = self.now_ns * 1e-9
-        if self.settings.reasoning != 'off' and now >= self.next_think - 1e-9:
-            began = time.perf_counter()
-            said = self.policy.think(seen)
-            think = time.perf_counter() - began
+        self.asking.settle()  # its sentence goes into this chunk
+        now_ns = self.now_ns
+        now = now_ns * 1e-9
+        think = self.settings.reasoning != 'off' and now >= self.next_think - 1e-9
+        if think:
             self.next_think = now + self.settings.reasoning_period
-            if said is not None:
-                self.reasoning = said
-                self.sentence = len(self.sentences)
-                self.sentences.append(
-                    {
-                        'id': f'say-{self.sentence:05d}',
-                        'stamp_ns': said.stamp_ns,
-                        'text': said.text,
-                        'instruction': said.instruction,
-                        'tokens': said.tokens,
-                        'latency': think,
-                    }
-                )
-        began = time.perf_counter()
-        chunk = self.policy.infer(seen, self.reasoning)
-        infer = time.perf_counter() - began
+        self.judge.hold()
+        self.asking.ask(seen, self.reasoning, think, lambda answer: self._take_answer(seen, answer, decode, now_ns))
+
+    def _take_answer(self, seen: Observation, answer: Answer, decode: float, now_ns: int) -> None:
+        said = answer.said
+        if said is not None:
+            self.reasoning = said
+            self.sentence = len(self.sentences)
+            self.sentences.append(
+                {
+                    'id': f'say-{self.sentence:05d}',
+                    'stamp_ns': said.stamp_ns,
+                    'text': said.text,
+                    'instruction': said.instruction,
+                    'tokens': said.tokens,
+                    'latency': answer.think,
+                }
+            )
         number = len(self.chunks)
         chunk = replace(
-            chunk,
+            answer.chunk,
             id=f'chunk-{number:05d}',
-            created_stamp_ns=self.now_ns,
-            reasoning_id=f'say-{self.sentence:05d}' if chunk.reasoning_id else '',
+            created_stamp_ns=now_ns,
+            reasoning_id=f'say-{self.sentence:05d}' if answer.chunk.reasoning_id else '',
+            # The time of the machine does not belong into what has to repeat bit for bit; it is kept beside it.
+            model_latency=0.0,
         )
-        # The time of the machine does not belong into what has to repeat bit for bit; it is kept beside it.
-        chunk = replace(chunk, model_latency=0.0)
         sentence = self.sentence if chunk.reasoning_id else -1
-        self.chunks.append(Judged(chunk, '', think, infer, decode, sentence))
-        arrival = self.now_ns + round(self.options.latency * 1e9)
-        self.judge.chunk(number, chunk, arrival, self.now_ns)
+        self.chunks.append(Judged(chunk, '', answer.think, answer.infer, decode, sentence))
+        self.judge.chunk(number, chunk, now_ns + round(self.options.latency * 1e9), now_ns)
         if self.look is not None:
             self.look(seen, chunk, self.reasoning if sentence >= 0 else None)
 
     def finish(self, started: float) -> Trace:
         """Everything so far as a trace."""
+        self.asking.settle()
         if not self.words:
             raise ConfigError(
                 f'{self.recording.name}: no instruction is recorded; say what was asked with --instruction "..."'
