@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ..annotate import annotate, project
@@ -33,6 +34,7 @@ class Camera:
 
     def __init__(self, node: BaseNode, name: str, view: View, web: Web, desk: Desk, show: Show) -> None:
         self._node, self._name, self._view, self._web, self._desk, self._show = node, name, view, web, desk, show
+        self._kind: type = CompressedImage if view.topic.endswith('/compressed') else Image
         self._group = MutuallyExclusiveCallbackGroup()
         self._subscriptions: list[Any] = []
         self._intrinsics: tuple[Any, int, int] | None = None
@@ -42,15 +44,17 @@ class Camera:
         """Begin to listen."""
         if self._subscriptions:
             return
-        kind = CompressedImage if self._view.topic.endswith('/compressed') else Image
-        for message, topic, callback in (
-            (CameraInfo, self._view.info_topic, self._on_info),
-            (kind, self._view.topic, self._on_image),
+        # Pictures come as bytes: most are dropped, and unpacking a megabyte keeps every other thread waiting.
+        for message, topic, callback, raw in (
+            (CameraInfo, self._view.info_topic, self._on_info, False),
+            (self._kind, self._view.topic, self._on_image, True),
         ):
             if topic:
                 guarded = self._node.guard(f'view {self._name}', callback)
                 self._subscriptions.append(
-                    self._node.create_subscription(message, topic, guarded, qos.SENSOR, callback_group=self._group)
+                    self._node.create_subscription(
+                        message, topic, guarded, qos.SENSOR, callback_group=self._group, raw=raw
+                    )
                 )
 
     def close(self) -> None:
@@ -61,10 +65,11 @@ class Camera:
     def _on_info(self, message: CameraInfo) -> None:
         self._intrinsics = intrinsics_from_msg(message)
 
-    def _on_image(self, message: Any) -> None:
+    def _on_image(self, packed_message: bytes) -> None:
         arrived = time.monotonic()
         if arrived < self._next:
             return
+        message = deserialize_message(packed_message, self._kind)
         self._next = arrived + 1.0 / self._web.image_rate
         lag = (self._node.now_ns() - stamp_from_msg(message.header.stamp)) * 1e-9
         rgb = compressed_from_msg(message) if isinstance(message, CompressedImage) else image_from_msg(message)
