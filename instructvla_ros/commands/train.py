@@ -23,7 +23,8 @@ EXAMPLES = (
     'instructvla train onsite --out runs/monday --report-only   # the page again, also while the run goes on',
     'instructvla train stage1 --data datasets/a datasets/b --out runs/stage1 --set lr=0.0001 batch=64',
     'instructvla train stage2 --init runs/stage1/best --data datasets/a --out runs/stage2 --dry-run',
-    'accelerate launch -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1   # several GPUs',
+    'accelerate launch --num_processes 4 -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1',
+    'torchrun --nproc_per_node 4 -m instructvla_ros.cli train stage1 ... --set sharded=true   # FSDP',
 )
 RUNS = ('onsite', 'stage1', 'stage2', 'tiny_words', 'tiny_pointing', 'tiny_stage1', 'tiny_stage2')
 
@@ -140,6 +141,8 @@ def read_options(name: str, data: list[str], init: str, changes: list[str]) -> T
         if not equals:
             raise ConfigError(f'--set {change}: write KEY=VALUE')
         given[key] = yaml.safe_load(value)
+        if isinstance(given[key], bool) and isinstance(getattr(Training, key, None), str):
+            given[key] = value  # YAML takes the word no for false
     if data:
         given['datasets'] = tuple(data)
     if init:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from . import forgetting
 from .grounding import word_ids
 from .objective import Objective
 from .pacing import Clock, Stop
+from .parallel import Team
+from .precision import recomputing
 from .record import peak_memory, predict, write_facts, write_predictions
 from .report import write_report
 from .settings import Training
@@ -63,124 +66,115 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     Raises:
         ConfigError, DataError, CheckpointError: see :func:`~.setup.prepare`; and another run lies in ``out``.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    # A batch may leave parts unused: no motion in stage 0, no language-only dialogues in every step.
-    accelerator = Accelerator(
-        mixed_precision='no',  # the objective reduces it
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    team = Team(options.sharded)
     torch.manual_seed(options.seed)
-    with accelerator.main_process_first():  # it makes the caches that the others read
-        run = prepare(options, folder, progress and accelerator.is_main_process)
+    with team.accelerator.main_process_first():  # it makes the caches that the others read
+        run = prepare(options, folder, progress and team.first)
     objective = Objective(run.bundle.model, options, word_ids(run.bundle.prompts)).train()
     objective.model.checkpoint_activations(options.checkpoint_activations)
     state = load_state(folder)
     if state:
         _check(state, objective, options, folder)
     probes: list[forgetting.Probe] = []
-    if accelerator.is_main_process:
+    if team.first:
         write_facts(run, folder)
-        probes = forgetting.begin(run, folder, accelerator.device)
-    optimizer = torch.optim.AdamW(_groups(objective, options), options.lr, (0.9, options.beta2))
-    average = Average(objective, options.ema)
-    first, best = _restore(state, objective, optimizer, average) if state else (0, math.inf)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    average.values = {k: v.to(accelerator.device) for k, v in average.values.items()}
-    book = Log(folder, first) if accelerator.is_main_process else None
+        probes = forgetting.begin(run, folder, team.device)
+    if state:
+        _restore_weights(state, objective)
+    module = team.take(objective)
+    optimizer = torch.optim.AdamW(_groups(module, options), options.lr, (0.9, options.beta2))
+    average = Average(module, options.ema)
+    first, best = _restore(state, team, optimizer, average) if state else (0, math.inf)
+    wrapped, optimizer = team.prepare(optimizer)
+    average.values = {k: v.to(team.device) for k, v in average.values.items()}
+    book = Log(folder, first) if team.first else None
     done = first
     bar = tqdm(
         total=options.steps, initial=first, desc=options.recipe, unit='step', disable=not progress or book is None
     )
     smooth: dict[str, float] = {}
-    samples = options.batch * accelerator.num_processes
+    samples = options.batch * team.size
     clock, stop = Clock(), Stop()
     with bar, stop:
         for step in range(first, options.steps):
-            parts = _step(wrapped, optimizer, accelerator, run, step)
-            average.update(objective)
+            parts = _step(wrapped, optimizer, team, run, step)
+            average.update(module)
             done = step + 1
             for name, value in parts.items():
                 smooth[name] = value if name not in smooth else 0.98 * smooth[name] + 0.02 * value
             bar.update()
             clock.tick()
-            if book is not None and (done % 20 == 0 or done == options.steps):
-                rate = {'lr': learning_rate(options, step), 'samples_per_s': samples * clock.rate()}
-                book.write(done, 'train', {**smooth, **rate, 'memory_gb': peak_memory()})
-                bar.set_postfix({k: f'{v:.3f}' for k, v in smooth.items() if k != 'total'})
-            if run.held_out and book is not None and (done % options.validate_every == 0 or done == options.steps):
+            last = done == options.steps
+            if done % 20 == 0 or last:
+                told = team.mean(smooth)
+                if book is not None:
+                    rate = {'lr': learning_rate(options, step), 'samples_per_s': samples * clock.rate()}
+                    book.write(done, 'train', {**told, **rate, 'memory_gb': peak_memory()})
+                    bar.set_postfix({k: f'{v:.3f}' for k, v in told.items() if k != 'total'})
+            if run.held_out and (done % options.validate_every == 0 or last):
+                with clock, team.averaged(average) as plain:
+                    if plain is not None and book is not None:
+                        loss = _validate(plain, run, book, done)
+                        if loss < best:
+                            best = loss
+                            _save(plain, run, folder / BEST)
+            if done % options.save_every == 0 and not last:
                 with clock:
-                    loss = _validate(objective, run, average, book, done)
-                    if loss < best:
-                        best = loss
-                        _save(objective, run, average, folder / BEST)
-            if book is not None and done % options.save_every == 0:
-                with clock:
-                    _save_state(folder, objective, optimizer, average, done, best, options)
-            if _agreed(accelerator, stop.asked):
+                    _save_state(folder, team, optimizer, average, done, best, options)
+            if team.any(stop.asked):
                 stop.asked = True
                 break
     interrupted = stop.asked and done < options.steps
     report = None
-    if book is not None:
-        if first < options.steps:
-            _save_state(folder, objective, optimizer, average, done, best, options)
-        _save(objective, run, average, folder / CHECKPOINT)
-        book.close()
-        if not interrupted:
-            _describe(objective, run, average, probes, folder)
-        report = write_report(folder)
+    if first < options.steps:
+        _save_state(folder, team, optimizer, average, done, best, options)
+    with team.averaged(average) as plain:
+        if plain is not None and book is not None:
+            _save(plain, run, folder / CHECKPOINT)
+            book.close()
+            if not interrupted:
+                write_predictions(predict(plain, run), folder)
+                forgetting.end(run, folder, probes)
+            report = write_report(folder)
     return Outcome(folder / CHECKPOINT, folder / BEST, done, best, interrupted, report)
 
 
-def _describe(objective: Objective, run: Run, average: Average, probes: list[forgetting.Probe], folder: Path) -> None:
-    """What the report shows of the weights that were saved."""
-    average.swap(objective)
-    try:
-        write_predictions(predict(objective, run), folder)
-        forgetting.end(run, folder, probes)
-    finally:
-        average.swap(objective)
-        objective.train()
+def _step(wrapped: Any, optimizer: Any, team: Team, run: Run, step: int) -> dict[str, float]:
+    """One optimiser step. All that is random follows from seed, step and part.
 
-
-def _agreed(accelerator: Any, asked: bool) -> bool:
-    """Whether any process was asked to stop: all have to stop after the same step."""
-    if accelerator.num_processes == 1:
-        return asked
-    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device)).item())
-
-
-def _step(wrapped: Any, optimizer: Any, accelerator: Any, run: Run, step: int) -> dict[str, float]:
-    """One optimiser step. All that is random follows from seed, step and process."""
+    Parts are counted over all processes: two processes make the step that one makes with twice the batch in two parts.
+    """
     options = run.options
-    rng = np.random.default_rng([options.seed, step, accelerator.process_index])
-    torch.manual_seed(options.seed * 1_000_003 + step)
     for group in optimizer.param_groups:
         group['lr'] = learning_rate(options, step)
     optimizer.zero_grad()
     sums: dict[str, float] = {}
     parts = options.accumulate
     for k in range(parts):
+        part = team.accelerator.process_index * parts + k
+        rng = np.random.default_rng([options.seed, step, part])
+        torch.manual_seed(options.seed * 1_000_003 + step + 1_000_000_007 * part)
         examples = run.pick(rng)
+        if team.sharded:  # processes have to run the same layers, so they agree on a dataset
+            examples = run.pick(np.random.default_rng([options.seed, step, k]))
         batch, labels = examples.draw(rng, max(1, options.batch // parts))
-        general = run.talk(examples, rng) if k == 0 else None
-        device = accelerator.device
+        general = run.talk(examples, rng, -(-options.general_batch // parts))
+        if team.sharded and team.any(general is None):
+            general = None
+        device = team.device
         total, values = wrapped(batch.to(device), labels.to(device), None if general is None else general.to(device))
-        accelerator.backward(total / parts)
+        with recomputing(device.type) if team.module.mixed else nullcontext():
+            team.accelerator.backward(total / parts)
         for name, value in {'total': total.detach(), **values}.items():
             sums[name] = sums.get(name, 0.0) + float(value) / parts
-    norm = None
-    if options.clip:
-        norm = accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], options.clip)
+    norm = team.clip(optimizer, options.clip) if options.clip else 0.0
     # Before the weights change: what is saved later must never come from a step like this.
-    for name, value in (('loss', sums['total']), ('gradient', 0.0 if norm is None else float(norm))):
-        if not math.isfinite(value):
+    for name, number in (('loss', sums['total']), ('gradient', norm)):
+        if not math.isfinite(number):
             raise DataError(
-                f'the {name} is {value} in step {step + 1}: lower the learning rate, or look for bad data. What was '
+                f'the {name} is {number} in step {step + 1}: lower the learning rate, or look for bad data. What was '
                 'saved before is good, and the same command goes on from there'
             )
     optimizer.step()
@@ -196,16 +190,10 @@ def _groups(objective: nn.Module, options: Training) -> list[dict[str, Any]]:
     ]
 
 
-def _validate(objective: Objective, run: Run, average: Average, book: Log, step: int) -> float:
-    average.swap(objective)
-    try:
-        each = [
-            validate(objective, e, run.statistics, run.options.validation_frames, run.options.batch)
-            for e in run.held_out
-        ]
-    finally:
-        average.swap(objective)
-        objective.train()
+def _validate(objective: Objective, run: Run, book: Log, step: int) -> float:
+    options = run.options
+    part = max(1, options.batch // options.accumulate)  # what is known to fit into memory
+    each = [validate(objective, e, run.statistics, options.validation_frames, part) for e in run.held_out]
     values = {k: float(np.mean([e[k] for e in each if k in e])) for k in {k for e in each for k in e}}
     loss = sum(values.get(k, 0.0) for k in ('flow', 'ce', 'pointing'))
     book.write(step, 'validation', {**values, 'loss': loss})
@@ -213,31 +201,20 @@ def _validate(objective: Objective, run: Run, average: Average, book: Log, step:
     return loss
 
 
-def _save(objective: Objective, run: Run, average: Average, folder: Path) -> None:
-    average.swap(objective)
-    try:
-        objective.eval()
-        save(run.bundle, folder, origin=run.options.init, overwrite=True)
-    finally:
-        average.swap(objective)
-        objective.train()
+def _save(objective: Objective, run: Run, folder: Path) -> None:
+    objective.eval()
+    save(run.bundle, folder, origin=run.options.init, overwrite=True)
 
 
 def _save_state(
-    folder: Path, objective: Objective, optimizer: Any, average: Average, step: int, best: float, options: Training
+    folder: Path, team: Team, optimizer: Any, average: Average, step: int, best: float, options: Training
 ) -> None:
     inner = getattr(optimizer, 'optimizer', optimizer)
-    trained = {n: p.detach().cpu() for n, p in objective.named_parameters() if p.requires_grad}
-    content = {
-        'step': step,
-        'best': best,
-        'recipe': options.recipe,
-        'weights': trained,
-        'average': {k: v.cpu() for k, v in average.values.items()},
-        'average_steps': average.steps,
-        'optimizer': inner.state_dict(),
-    }
-    save_state(folder, content)
+    trained = {n: p.detach() for n, p in team.module.named_parameters() if p.requires_grad}
+    content = team.whole({'weights': trained, 'average': average.values, 'optimizer': inner.state_dict()})
+    if team.first:
+        facts = {'step': step, 'best': best, 'recipe': options.recipe, 'average_steps': average.steps}
+        save_state(folder, {**facts, **content})
 
 
 def _check(state: dict[str, Any], objective: Objective, options: Training, folder: Path) -> None:
@@ -251,12 +228,24 @@ def _check(state: dict[str, Any], objective: Objective, options: Training, folde
         raise DataError(f'{folder} holds a run of {state["recipe"]} with other weights; choose another folder')
 
 
-def _restore(state: dict[str, Any], objective: Objective, optimizer: Any, average: Average) -> tuple[int, float]:
+def _restore_weights(state: dict[str, Any], objective: Objective) -> None:
     own = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state['weights'][name])
-    average.values = dict(state['average'])
+
+
+def _restore(
+    state: dict[str, Any], team: Team, optimizer: torch.optim.Optimizer, average: Average
+) -> tuple[int, float]:
+    """Optimiser, average, step and best loss; the state holds whole tensors, whatever number of processes wrote it."""
+    own = dict(team.module.named_parameters())
+    average.values = {n: team.place(v, own[n]) for n, v in state['average'].items()}
     average.steps = int(state['average_steps'])
+    parameters = [p for g in optimizer.param_groups for p in g['params']]
+    for index, entry in state['optimizer']['state'].items():
+        for name, value in entry.items():
+            if isinstance(value, torch.Tensor) and value.dim():
+                entry[name] = team.place(value, parameters[index])
     optimizer.load_state_dict(state['optimizer'])
     return int(state['step']), float(state['best'])

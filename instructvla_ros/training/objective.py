@@ -23,6 +23,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.options = options
+        self.sharded = False
         self.mixed = mixed_precision(options.precision) == 'bf16'
         weights = options.grounding
         self.weights = {n: getattr(weights, n) for n in ('pointing', 'patches', 'words', 'naming', 'latent')}
@@ -46,9 +47,17 @@ class Objective(nn.Module):
                 parts[name] = value
                 total = total + self.weights[name] * value
         if general is not None:
-            parts['general'] = self.model(general).ce
+            parts['general'] = self._spoken(general)
             total = total + parts['general']
         return total, {k: v.detach() for k, v in parts.items()}
+
+    def _spoken(self, general: Batch) -> Tensor:
+        if general.pixels is not None or not self.sharded:
+            return self.model(general).ce
+        # Processes that share the weights run the same layers: a black picture that nothing reads, for those without.
+        size = self.model.config.vision.image_size
+        unread = self.model.vlm.image_tokens(torch.zeros(1, 3, size, size, device=general.ids.device))
+        return self.model(general).ce + 0.0 * unread.sum()
 
 
 def path_loss(losses: Losses, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ attention on a CPU is several times slower than in float32 (measured with torch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +36,14 @@ def reduced(device: str) -> Iterator[None]:
     # Standing between every call and torch costs time, so only where it is needed.
     with torch.autocast(device, torch.bfloat16), FloatAttention() if device == 'cpu' else nullcontext():
         yield
+
+
+def recomputing(device: str) -> AbstractContextManager[object]:
+    """Around the backward pass of what was computed under :func:`reduced`.
+
+    Layers whose activations were not kept are computed again in it. torch restores autocast for them, not our mode.
+    """
+    return FloatAttention() if device == 'cpu' else nullcontext()
 
 
 class FloatAttention(TorchFunctionMode):

@@ -75,4 +75,5 @@ class Training:
         'no', 'mixed precision; auto: bf16 where the device has instructions for it', choices=('no', 'bf16', 'auto')
     )
     checkpoint_activations: bool = option(False, 'less memory, more time')
+    sharded: bool = option(False, 'of several processes each holds a share of every weight (FSDP), not all (DDP)')
     seed: int = option(0, 'of everything random', ge=0)

@@ -52,9 +52,13 @@ class Run:
     statistics: Statistics | None
     general: General | None = None
 
-    def talk(self, examples: Examples, rng: np.random.Generator) -> Batch | None:
-        """Dialogues without motion for one step, of the conversations or of the scenes; None when there are none."""
-        count = self.options.general_batch
+    def talk(self, examples: Examples, rng: np.random.Generator, count: int | None = None) -> Batch | None:
+        """Dialogues without motion, of the conversations or of the scenes; None when there are none.
+
+        Args:
+            count: how many; by default ``general_batch``.
+        """
+        count = self.options.general_batch if count is None else count
         if not count:
             return None
         spoken = any(t.captions or t.questions for t in examples.corpus) or bool(examples.facts)
