@@ -34,6 +34,7 @@ _TRANSPORT_CHOICES = (
     'FASTDDS_ENVIRONMENT_FILE',
 )
 _THROTTLE = 2.0  # between two equal warnings [s]
+_ECHO = 1.0  # a second signal within this time is the first one again, from a process group and a launch file [s]
 _SWITCH_INTERVAL = 0.001  # a paced thread gets the interpreter after at most this, instead of 5 ms [s]
 
 
@@ -137,7 +138,8 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
     # Signals are ours: ROS would shut the context down at once, and a node could not send its last command.
     stop = threading.Event()
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    restore = _catch_signals(stop)
+    building = threading.Event()
+    restore = _catch_signals(stop, building)
     nodes: list[BaseNode] = []
     executor: Executor | None = None
     code = 0
@@ -150,16 +152,24 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
             if rest:
                 return _refuse(f'unknown argument {rest[0]!r}; parameters are given as --ros-args -p name:=value')
             for factory in factories:
+                building.set()
+                if stop.is_set():  # a signal between two of them
+                    return 0
                 node = factory()
+                building.clear()
                 if node is not None:
                     nodes.append(node)
                     params.seal(node)
+        except _Leave:
+            return 0
         except InstructVLAError as err:
             return _refuse(str(err))
         except Exception as err:
             if _is_bad_start(err):
                 return _refuse(str(err))
             raise
+        finally:
+            building.clear()
         executor = SingleThreadedExecutor() if threads <= 1 else MultiThreadedExecutor(num_threads=threads)
         for node in nodes:
             executor.add_node(node)
@@ -230,13 +240,26 @@ def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException
         stop.set()
 
 
-def _catch_signals(stop: threading.Event) -> dict[int, Any]:
+class _Leave(BaseException):
+    """A signal while a node is being built: that may take a minute, and there is nothing to bring to an end."""
+
+
+def _catch_signals(stop: threading.Event, building: threading.Event) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
+    first = -float('inf')
 
     def on_signal(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+        nonlocal first
+        now = time.monotonic()
+        if not stop.is_set():
+            first = now
+            stop.set()
+            if building.is_set():
+                raise _Leave
+        elif now - first > _ECHO:  # somebody who does not want to wait
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     return {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 

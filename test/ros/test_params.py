@@ -170,7 +170,8 @@ def test_embodiment_by_name_or_path(tmp_path):
 
 PROGRAM = textwrap.dedent(
     """
-    import sys
+    import os
+    import time
     from instructvla_ros.nodes import params, runtime
     from instructvla_ros.settings import Control
 
@@ -185,6 +186,11 @@ PROGRAM = textwrap.dedent(
 
         def close(self):
             print('closed', flush=True)
+
+        if 'TEST_SLOW_START' in os.environ:
+            def __init__(self):
+                print('building', flush=True)
+                time.sleep(60)
 
     raise SystemExit(runtime.run(Small))
     """
@@ -236,6 +242,27 @@ def test_signals_close_the_node_and_exit_with_0(number):
     out, error = process.communicate(timeout=10)
     assert process.returncode == 0, error
     assert out.split()[-1] == 'closed' and 'Traceback' not in error
+
+
+@pytest.mark.parametrize('number', ['SIGINT', 'SIGTERM'])
+def test_a_signal_while_a_node_is_built_does_not_wait_for_it(number, monkeypatch):
+    monkeypatch.setenv('TEST_SLOW_START', '1')
+    process = start()
+    assert process.stdout is not None and process.stdout.readline().strip() == 'building'
+    process.send_signal(getattr(signal, number))
+    out, error = process.communicate(timeout=20)
+    assert (process.returncode, out, error) == (0, '', ''), 'neither closed, for it never was, nor a word'
+
+
+def test_a_signal_that_comes_twice_at_once_still_closes_the_node():
+    """A terminal signals the whole group and the launch file each of its processes."""
+    process = start()
+    assert process.stdout is not None and process.stdout.readline().strip() == 'ready'
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=10)
+    assert process.returncode == 0 and out.split()[-1] == 'closed', error
 
 
 def test_guard_keeps_the_node_alive_and_counts(spin):
