@@ -105,7 +105,7 @@ fi
 # --- Is all in place already? ----------------------------------------------------------------------------------------
 fingerprint() {
   { echo "$VENV $TORCH $ROS_DISTRO $sourced $("$python" -c 'import sys; print(sys.version, sys.prefix)')"
-    cat requirements/*.txt setup.py pyproject.toml CMakeLists.txt scripts/setup.sh msg/*.msg srv/*.srv action/*.action
+    cat requirements/*.txt setup.py pyproject.toml CMakeLists.txt scripts/setup.sh resource/executable.in msg/*.msg srv/*.srv action/*.action
     ls config launch urdf instructvla_ros/nodes 2>/dev/null || true
     pwd
   } | sha256sum | cut -d' ' -f1
