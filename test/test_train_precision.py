@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from instructvla_ros.training.precision import FloatAttention, cpu_multiplies_bf16, mixed_precision, reduced
+from instructvla_ros.training.precision import (
+    FloatAttention,
+    compute_alike,
+    cpu_multiplies_bf16,
+    mixed_precision,
+    reduced,
+)
 
 
 def test_attention_computes_in_float32_inside_autocast_and_gives_its_type() -> None:
@@ -56,3 +63,22 @@ def test_reduced_precision_ends_with_the_context() -> None:
     with reduced('cpu'):
         assert (a @ a).dtype == torch.bfloat16
     assert (a @ a).dtype == torch.float32
+
+
+def test_a_layer_that_is_computed_again_has_the_precision_it_had() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 4, 8, requires_grad=True)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x, x) @ x.transpose(-1, -2)
+
+    with reduced('cpu'):
+        kept = layer(q).float().sum()
+        again = checkpoint(layer, q, use_reentrant=False).float().sum()
+    (wanted,) = torch.autograd.grad(kept, q)
+    with pytest.raises(CheckpointError):
+        torch.autograd.grad(again, q, retain_graph=True)
+    with reduced('cpu'):
+        again = checkpoint(compute_alike(layer), q, use_reentrant=False).float().sum()
+    (found,) = torch.autograd.grad(again, q)
+    assert torch.equal(found, wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from .grounding import word_ids
 from .objective import Objective
 from .pacing import Clock, Stop
 from .parallel import Team
-from .precision import recomputing
+from .precision import compute_alike
 from .record import peak_memory, predict, write_facts, write_predictions
 from .report import write_report
 from .settings import Training
@@ -84,6 +83,9 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     if state:
         _restore_weights(state, objective)
     module = team.take(objective)
+    if options.checkpoint_activations and module.mixed and team.device.type == 'cpu':
+        for decoder in (module.model.vlm.decoder, module.model.expert.decoder):
+            decoder._layer = compute_alike(decoder._layer)
     optimizer = torch.optim.AdamW(_groups(module, options), options.lr, (0.9, options.beta2))
     average = Average(module, options.ema)
     first, best = _restore(state, team, optimizer, average) if state else (0, math.inf)
@@ -165,8 +167,7 @@ def _step(wrapped: Any, optimizer: Any, team: Team, run: Run, step: int) -> dict
             general = None
         device = team.device
         total, values = wrapped(batch.to(device), labels.to(device), None if general is None else general.to(device))
-        with recomputing(device.type) if team.module.mixed else nullcontext():
-            team.accelerator.backward(total / parts)
+        team.accelerator.backward(total / parts)
         for name, value in {'total': total.detach(), **values}.items():
             sums[name] = sums.get(name, 0.0) + float(value) / parts
     norm = team.clip(optimizer, options.clip) if options.clip else 0.0

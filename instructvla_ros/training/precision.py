@@ -7,10 +7,11 @@ attention on a CPU is several times slower than in float32 (measured with torch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -38,12 +39,18 @@ def reduced(device: str) -> Iterator[None]:
         yield
 
 
-def recomputing(device: str) -> AbstractContextManager[object]:
-    """Around the backward pass of what was computed under :func:`reduced`.
+def compute_alike(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A layer that computes on a CPU as under :func:`reduced` whenever autocast is on.
 
-    Layers whose activations were not kept are computed again in it. torch restores autocast for them, not our mode.
+    Layers whose activations are not kept are computed again in the backward pass. torch restores autocast for them,
+    but not our mode.
     """
-    return FloatAttention() if device == 'cpu' else nullcontext()
+
+    def run(*args: Any) -> Tensor:
+        with FloatAttention() if torch.is_autocast_enabled('cpu') else nullcontext():
+            return layer(*args)
+
+    return run
 
 
 class FloatAttention(TorchFunctionMode):
