@@ -126,11 +126,12 @@ def tested(args: argparse.Namespace, checkpoint: str, name: str) -> dict[str, di
         folder = args.out / 'tests' / f'{name}_{kind}'
         words = ['evaluate', 'sim', '--checkpoint', checkpoint, '--suite', str(suite), '--sentence', 'on']
         words += ['--workers', str(args.workers), '--videos', 'none', '--out', str(folder), '--json']
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()) as printed:
             if (code := instructvla(words)) != 0:
                 raise SystemExit(code)
-        rows = [json.loads(line) for line in (folder / 'episodes.jsonl').read_text(encoding='utf-8').splitlines()]
-        found[kind] = {'solved': sum(bool(r['success']) for r in rows), 'episodes': len(rows)}
+        # Not the file of episodes: it also keeps those of other weights that were tested in the same folder.
+        (row,) = json.loads(printed.getvalue())['table']
+        found[kind] = {'solved': row['successes'], 'episodes': row['episodes']}
     return found
 
 
