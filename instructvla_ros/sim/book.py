@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +78,11 @@ def thinned(book: Book, rng: np.random.Generator) -> Book:
     def draw(group: Lines) -> Lines:
         return group if len(group) <= MANY else tuple(group[int(k)] for k in rng.choice(len(group), FEW, replace=False))
 
-    return Book(
-        **{
-            name: {key: draw(group) for key, group in value.items()} if isinstance(value, Mapping) else draw(value)
-            for name, value in vars(book).items()
-        }
-    )
+    chosen: dict[str, Any] = {
+        name: {key: draw(group) for key, group in value.items()} if isinstance(value, Mapping) else draw(value)
+        for name, value in vars(book).items()
+    }
+    return Book(**chosen)
 
 
 def _expand(pattern: str) -> list[str]:
