@@ -37,5 +37,5 @@ def test_the_arm_moves_after_the_steps_before_it() -> None:
 
 def test_what_goes_wrong_is_shown_with_the_output_of_the_launch() -> None:
     done = run('embodiment:=no_such.yaml')
-    assert done.returncode == 1 and 'the launch ended; reached nothing' in done.stderr
+    assert done.returncode == 2 and 'the launch ended; reached nothing' in done.stderr
     assert 'no_such.yaml' in done.stderr
