@@ -48,7 +48,6 @@ class PolicyNode(BaseNode):
             policy: used instead of the one the parameters name.
         """
         super().__init__('policy_node', **kwargs)
-        self._goals: GoalServer | None = None  # a node that is refused below is destroyed all the same
         self._embodiment = params.load_embodiment(self)
         self._settings = params.load_settings(self, PolicySettings, 'policy.yaml')
         self._host = PolicyHost(self._settings, self._embodiment, policy)
@@ -86,8 +85,9 @@ class PolicyNode(BaseNode):
 
     def destroy_node(self) -> None:
         """Take the action off the graph as well; only now, because the executor waited on it until it ended."""
-        if self._goals is not None:
-            self._goals.close()
+        goals: GoalServer | None = getattr(self, '_goals', None)  # a node that was refused half built has none
+        if goals is not None:
+            goals.close()
         super().destroy_node()
 
     # What the follower asks for, on its thread.
