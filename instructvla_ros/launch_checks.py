@@ -6,7 +6,9 @@ behind, a controller among them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import yaml
 
@@ -38,11 +40,7 @@ def problems(given: Callable[[str], str], kinds: Mapping[str, type]) -> list[str
 
 
 def installed(package: str) -> bool:
-    """Whether a ROS package is in a sourced prefix."""
-    from ament_index_python.packages import PackageNotFoundError, get_package_prefix
-
-    try:
-        get_package_prefix(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    """Whether a ROS package is in a sourced prefix, by the ament index (REP 122)."""
+    index = Path('share/ament_index/resource_index/packages')
+    prefixes = os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+    return any((Path(prefix) / index / package).is_file() for prefix in prefixes if prefix)

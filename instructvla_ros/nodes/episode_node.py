@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -136,8 +135,7 @@ class EpisodeNode(BaseNode):
         finally:
             if self._stop.is_set():
                 self._recorder.abort()
-            # Ends the executor, and with it the process.
-            rclpy.try_shutdown()
+            self.leave()
 
     def _wait_ready(self) -> None:
         started, last = time.monotonic(), None

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rclpy
 import yaml
 from rclpy.clock import Clock, ClockType
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -255,7 +254,7 @@ class RecordNode(BaseNode):
     def finish(self) -> None:
         """End the recording, and with it the process."""
         self.close()
-        rclpy.try_shutdown(context=self.context)
+        self.leave()
 
 
 def message_class(msgtype: str) -> Any:

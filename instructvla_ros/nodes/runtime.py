@@ -43,6 +43,8 @@ class BaseNode(Node):
 
     Attributes:
         diagnostics: health of this node, published once a second.
+        leave: ends the process, from any thread. The context is not shut down under an executor that still spins:
+            that destroys the node while its entities are being waited for.
     """
 
     def __init__(self, name: str, hardware_id: str = '', **kwargs: Any) -> None:
@@ -52,6 +54,7 @@ class BaseNode(Node):
             name, allow_undeclared_parameters=True, automatically_declare_parameters_from_overrides=True, **kwargs
         )
         self.diagnostics = Diagnostics(self, hardware_id)
+        self.leave: Callable[[], None] = lambda: rclpy.try_shutdown(context=self.context)
         self._warned: dict[str, float] = {}
 
     def now_ns(self) -> int:
@@ -159,6 +162,7 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
                 building.clear()
                 if node is not None:
                     nodes.append(node)
+                    node.leave = stop.set
                     params.seal(node)
         except _Leave:
             return 0

@@ -56,6 +56,11 @@ def egl_works() -> bool:
     return False
 
 
+def osmesa_works() -> bool:
+    """Whether the library that renders without any device is there."""
+    return _load('libOSMesa.so.8', 'libOSMesa.so.6', 'libOSMesa.so') is not None
+
+
 def choose_backend() -> str:
     """Set ``MUJOCO_GL`` when nobody has, and return it; '' when this machine can render neither way."""
     chosen = os.environ.get('MUJOCO_GL', '').lower()
@@ -63,7 +68,7 @@ def choose_backend() -> str:
         return chosen
     if egl_works():
         chosen = 'egl'
-    elif _load('libOSMesa.so.8', 'libOSMesa.so.6', 'libOSMesa.so'):
+    elif osmesa_works():
         chosen = 'osmesa'
     if chosen:
         os.environ['MUJOCO_GL'] = chosen
