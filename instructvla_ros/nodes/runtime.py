@@ -142,7 +142,8 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
     stop = threading.Event()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     building = threading.Event()
-    restore = _catch_signals(stop, building)
+    came: set[int] = set()
+    restore = _catch_signals(stop, building, came)
     nodes: list[BaseNode] = []
     executor: Executor | None = None
     code = 0
@@ -200,7 +201,8 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
             node.destroy_node()
         rclpy.try_shutdown()
         for number, handler in restore.items():
-            signal.signal(number, handler)
+            # The echo of the signal that ended the node may come as late as while Python ends.
+            signal.signal(number, signal.SIG_IGN if number in came else handler)
 
 
 def use_transport_profile() -> None:
@@ -248,7 +250,7 @@ class _Leave(BaseException):
     """A signal while a node is being built: that may take a minute, and there is nothing to bring to an end."""
 
 
-def _catch_signals(stop: threading.Event, building: threading.Event) -> dict[int, Any]:
+def _catch_signals(stop: threading.Event, building: threading.Event, came: set[int]) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     first = -float('inf')
@@ -256,6 +258,7 @@ def _catch_signals(stop: threading.Event, building: threading.Event) -> dict[int
     def on_signal(number: int, _frame: object) -> None:
         nonlocal first
         now = time.monotonic()
+        came.add(number)
         if not stop.is_set():
             first = now
             stop.set()
