@@ -241,7 +241,9 @@ def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException
     except ExternalShutdownException:
         pass  # the context was shut down by somebody else: an ordinary end
     except BaseException as err:  # a callback without guard failed: the process ends with its traceback
-        failure.append(err)
+        # An executor that is told to stop takes its own guard condition from under the threads that still use it.
+        if not (stop.is_set() and type(err).__name__ == 'InvalidHandle'):
+            failure.append(err)
     finally:
         stop.set()
 
