@@ -117,8 +117,9 @@ def test_demo_with_video(tmp_path):
 
 def test_demo_without_video_of_another_task(tmp_path):
     code, out, err = run(
-        'demo', '--task', 'pick', '--seed', '3', '--no-video', '--out', str(tmp_path / 'run'), cwd=tmp_path
-    )
+        'demo', '--policy', 'expert', '--task', 'pick', '--seed', '3', '--no-video', '--out', str(tmp_path / 'run'),
+        cwd=tmp_path,
+    )  # fmt: skip
     assert code == 0, f'{out}\n{err}'
     assert f'report: {tmp_path / "run" / "report.html"}' in out
     assert 'solved' in err and 'I will' in err
