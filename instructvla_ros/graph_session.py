@@ -15,6 +15,7 @@ from .errors import ConfigError, SetupError, TaskError, suggest
 from .graph import Graph, NodeSpec, node
 from .settings import Control, Embodiment, PolicySettings
 
+MIN_SPEED = 0.05  # simulated seconds per second
 LOADING = 600.0  # weights of several gigabytes from a slow disk take minutes [s]
 EPISODES, RESULTS = 'episodes_todo.jsonl', 'episodes.jsonl'
 
@@ -44,6 +45,7 @@ class GraphOptions:
         policy, checkpoint: of the policy node. embodiment: file of config/ or path.
         record, video: keep recordings; with the cameras. time_limit: per episode [s], 0: that of the task.
         bag: record a rosbag2 bag too, into <folder>/bag. web_port: TCP port of the operator's page; None: no page.
+        speed: simulated seconds per second; other than 1 makes every node follow /clock.
         parameters: further ROS parameters by node name.
     """
 
@@ -55,6 +57,7 @@ class GraphOptions:
     bag: bool = False
     time_limit: float = 0.0
     web_port: int | None = None
+    speed: float = 1.0
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -97,6 +100,8 @@ def check_options(options: GraphOptions) -> None:
         raise ConfigError(f'the time limit is {options.time_limit} s; give 0 (that of the task) to 3600 s')
     if options.web_port is not None and not 1 <= options.web_port <= 65535:
         raise ConfigError(f"the port of the operator's page is {options.web_port}; give 1 to 65535")
+    if not MIN_SPEED <= options.speed <= 1.0:
+        raise ConfigError(f'the speed is {options.speed}; give auto, or {MIN_SPEED} to 1 simulated seconds per second')
     robot = config.load(Embodiment, resources.config_file(options.embodiment))
     if not robot.views:
         raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
@@ -152,12 +157,24 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
         own['web_node'] = {**common, 'port': options.web_port}
     if options.policy == 'instructvla':
         own['episode_node']['ready_timeout'] = LOADING
+    if options.speed != 1.0:
+        _slow_down(own, options.speed, control)
     for name, extra in options.parameters.items():
         if name not in own:
             raise ConfigError(f'unknown node {name!r}.{suggest(name, own)}')
         own[name].update(extra)
     client = {'piped': True, 'ends': True}
     return [node(name, values, **(client if name == 'episode_node' else {})) for name, values in own.items()]
+
+
+def _slow_down(own: dict[str, dict[str, Any]], speed: float, control: Control) -> None:
+    """Make simulated time run at ``speed``, and every node live in it."""
+    for values in own.values():
+        values['use_sim_time'] = True
+    own['sim_node']['speed'] = speed
+    own['policy_node']['sim_speed'] = own['episode_node']['sim_speed'] = speed
+    # The middleware counts the lease in seconds of the machine.
+    own['controller_node']['chunk_lease'] = min(control.chunk_lease / speed, 60.0)
 
 
 class Session:

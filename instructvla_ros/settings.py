@@ -344,6 +344,9 @@ class PolicySettings:
         0.0, 'camera to model plus model to arm, beyond the measured time of the model', unit='s', ge=0.0, le=5.0
     )
     realtime_measured: bool = option(True, 'add the measured time of the model; off where time is simulated')
+    sim_speed: float = option(
+        1.0, 'simulated seconds per second, as the simulator has it; other than 1 needs use_sim_time', ge=0.01, le=100.0
+    )
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from instructvla_ros import cli, graph_session
-from instructvla_ros.commands import evaluate
+from instructvla_ros import cli, config, graph_session, pace, resources
+from instructvla_ros.commands import demo, evaluate
 from instructvla_ros.commands._progress import Progress
 from instructvla_ros.errors import ConfigError, SetupError, TaskError
 from instructvla_ros.graph import Interrupted
 from instructvla_ros.graph_session import EpisodeRequest, GraphOptions, RunError, Session
+from instructvla_ros.settings import Control
 
 
 def invoke(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -141,6 +142,32 @@ def test_specs_name_the_processes_and_their_parameters(tmp_path):
     assert specs['controller_node'].parameters['gripper_driver'] == 'topic', 'the simulator hears nothing else'
     with pytest.raises(ConfigError, match="Did you mean 'sim_node'"):
         graph_session.specs(GraphOptions(parameters={'simnode': {}}), tmp_path, EpisodeRequest('pick', 0))
+
+
+def test_slow_motion_reaches_every_node(tmp_path):
+    options = GraphOptions(speed=0.25, bag=True, web_port=8765)
+    specs = {s.name: s.parameters for s in graph_session.specs(options, tmp_path, EpisodeRequest('pick', 0))}
+    assert len(specs) == 6 and all(values['use_sim_time'] is True for values in specs.values())
+    assert specs['sim_node']['speed'] == 0.25
+    assert specs['policy_node']['sim_speed'] == specs['episode_node']['sim_speed'] == 0.25
+    usual = config.load(Control, resources.config_file('controller.yaml')).chunk_lease
+    assert specs['controller_node']['chunk_lease'] == pytest.approx(4 * usual), 'counted in seconds of the machine'
+    real = graph_session.specs(GraphOptions(), tmp_path, EpisodeRequest('pick', 0))
+    assert not any('use_sim_time' in s.parameters for s in real)
+    for speed in (0.0, 1.5, float('nan')):
+        with pytest.raises(ConfigError, match=r'the speed is .*; give auto, or 0\.05 to 1'):
+            graph_session.check_options(GraphOptions(speed=speed))
+
+
+def test_speed_is_chosen_for_the_machine():
+    assert pace.comfortable_speed(pace=30e6, usable=2) == 1.0
+    assert pace.comfortable_speed(pace=8e6, usable=2) == 0.33
+    assert pace.comfortable_speed(pace=8e6, usable=16) == 0.5, 'more than four cores do not help'
+    assert pace.comfortable_speed(pace=1.0, usable=1) == pace.SPEEDS[-1]
+    assert pace.comfortable_speed() in pace.SPEEDS
+    assert demo.read_speed('0.5') == 0.5 and demo.read_speed('auto') in pace.SPEEDS
+    with pytest.raises(ConfigError, match="--speed 'fast': give auto"):
+        demo.read_speed('fast')
 
 
 class Lines:
@@ -278,6 +305,7 @@ def test_another_policy_does_not_count_as_done(tmp_path, monkeypatch):
                 embodiment='franka.yaml',
                 record=False,
                 time_limit=0.0,
+                speed='1',
                 json=True,
             )
         )

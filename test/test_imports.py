@@ -23,7 +23,7 @@ LAYERS = {
     'wording': 0, 'decoding': 0, 'pairing': 0, 'camera_view': 0, 'launch_checks': 0,
     'model': 1, 'control': 1, 'data': 1, 'sim': 1,
     'policy': 2, 'policy_expert': 2, 'observing': 2, 'goals': 2, 'training': 2, 'evaluation': 2,
-    'graph': 2, 'graph_session': 2, 'doctor': 2, 'visual': 2, 'annotate': 2, 'operator_page': 2,
+    'graph': 2, 'graph_session': 2, 'doctor': 2, 'pace': 2, 'visual': 2, 'annotate': 2, 'operator_page': 2,
     'nodes': 3, 'commands': 3, 'cli': 3,
 }  # fmt: skip
 

@@ -67,3 +67,10 @@ def test_without_catch_up_no_two_deadlines_come_close(clock):
 def test_a_period_has_to_be_positive():
     with pytest.raises(ValueError, match='positive'):
         pacing.Pacer(0.0)
+
+
+def test_seconds_of_a_slow_simulator(clock):
+    usual, slow = pacing.seconds(), pacing.seconds(0.25)
+    before = usual(), slow()
+    clock.now += 8.0
+    assert usual() - before[0] == pytest.approx(8.0) and slow() - before[1] == pytest.approx(2.0)

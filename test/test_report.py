@@ -112,6 +112,12 @@ def test_banner_of_other_endings(log, meta, words):
     assert words in Page(html).text and 'Task solved' not in html
 
 
+def test_slow_motion_is_said(log):
+    slow = Page(report.render(dataclasses.replace(log, meta={**log.meta, 'speed': 0.25}))).text
+    assert 'Simulated at 0.25 of real time' in slow
+    assert 'of real time' not in Page(report.render(dataclasses.replace(log, meta={**log.meta, 'speed': 1.0}))).text
+
+
 def test_an_almost_empty_run_has_a_page():
     html = report.render(
         RunLog(

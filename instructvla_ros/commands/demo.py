@@ -28,6 +28,7 @@ EXAMPLES = (
     'instructvla demo --policy expert    # the script instead of the model',
     'instructvla demo --web              # cameras, arm, thoughts, instructions and STOP in a browser',
     'instructvla demo --keep-open        # then: ros2 topic list, in another terminal',
+    'instructvla demo --speed 0.25       # slow motion: a quarter of real time',
 )
 DEFAULT = 'put the red cube in the bowl'
 
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--embodiment', default='franka.yaml', help='robot: a file of config/ or a path (default: franka.yaml)'
+    )
+    parser.add_argument(
+        '--speed',
+        default='auto',
+        help='simulated seconds per second, 0.05 to 1, or auto (default): 1 where the machine keeps up with the whole '
+        'graph, else as slowly as it needs',
     )
     parser.add_argument('--time-limit', type=float, default=0.0, help='seconds for the task (default: its own limit)')
     parser.add_argument('--out', default='', help='folder of the run (default: runs/<stamp>)')
@@ -85,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         bag=arguments.bag,
         time_limit=arguments.time_limit,
         web_port=arguments.web_port if arguments.web else None,
+        speed=read_speed(arguments.speed),
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
@@ -96,19 +104,43 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.web:
             address = f'http://127.0.0.1:{arguments.web_port}/'
             print(f"operator's page: {address}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
+        if options.speed != 1.0:
+            progress.note(slow_motion(options.speed))
         for event in running.events():
             progress.update(event)
         row = running.rows[0]
-        report = _report(folder, arguments, running.graph.domain)
+        report = _report(folder, arguments, running.graph.domain, options.speed)
         progress.pause()
-        result = _result(row, folder, report, time.monotonic() - began)
+        result = {**_result(row, folder, report, time.monotonic() - began), 'speed': options.speed}
         _print(result, arguments.json)
         if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
 
 
-def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:
+def read_speed(text: str) -> float:
+    """Simulated seconds per second that ``--speed`` asks for.
+
+    Raises:
+        ConfigError: neither auto nor a number.
+    """
+    from ..errors import ConfigError
+    from ..pace import comfortable_speed
+
+    if text == 'auto':
+        return comfortable_speed()
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f'--speed {text!r}: give auto, or simulated seconds per second, such as 0.5') from None
+
+
+def slow_motion(speed: float) -> str:
+    """What a person is told about a simulator that is slower than the clock."""
+    return f'in slow motion: {speed:g} simulated seconds per second, as fast as this machine keeps up with'
+
+
+def _report(folder: Path, arguments: argparse.Namespace, domain: int, speed: float) -> Path:
     from ..evaluation import machine, metrics, runlog
     from ..evaluation.report import write_report
 
@@ -117,6 +149,7 @@ def _report(folder: Path, arguments: argparse.Namespace, domain: int) -> Path:
         'policy': arguments.policy,
         'checkpoint': arguments.checkpoint,
         'domain_id': domain,
+        'speed': speed,
         'created': time.strftime('%Y-%m-%d %H:%M:%S'),
         'command': shlex.join(['instructvla', *sys.argv[1:]]) if sys.argv[1:2] == ['demo'] else 'instructvla demo',
         'machine': machine.facts(),

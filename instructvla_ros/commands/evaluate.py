@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             way.add_argument(
                 '--time-limit', type=float, default=0.0, help="seconds per episode (default: the task's own limit)"
             )
+            way.add_argument(
+                '--speed',
+                default='1',
+                help='simulated seconds per second, 0.05 to 1 (default), or auto: what this machine keeps up with',
+            )
             way.add_argument('--record', action='store_true', help='keep a recording with video of every episode')
     for module in OTHER_WAYS:
         module.add_way(ways)
@@ -83,6 +88,7 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     from .. import graph_session as session
     from ..evaluation import machine, runlog, scores
     from ._progress import Progress
+    from .demo import read_speed, slow_motion
 
     options = session.GraphOptions(
         policy=arguments.policy,
@@ -90,6 +96,7 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
         embodiment=arguments.embodiment,
         record=arguments.record,
         time_limit=arguments.time_limit,
+        speed=read_speed(arguments.speed),
     )
     session.check_options(options)
     folder = session.new_folder(arguments.out)
@@ -107,6 +114,8 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
         if before:
             progress.note(f'{len(before)} of {len(wanted)} episodes are already in {folder / session.RESULTS}')
         if missing:
+            if options.speed != 1.0:
+                progress.note(slow_motion(options.speed))
             with session.Session(missing, folder, options) as running:
                 for event in running.events():
                     progress.update(event)
@@ -114,6 +123,7 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     rows = [*before, *fresh]
     summary = {
         'policy': arguments.policy,
+        'speed': options.speed,
         'tasks': scores.by_task(rows),
         'machine': machine.facts(),
         'versions': machine.versions(),

@@ -91,7 +91,7 @@ def render(log: RunLog, video: Mapping[str, str] | None = None) -> str:
         meta=log.meta,
         summary=summary,
         banner=banner(log),
-        policy_note=POLICIES.get(str(log.meta.get('policy', '')), ''),
+        policy_note=_note(log),
         tiles=tiles(log, summary),
         video=dict(video or {}),
         video_offset=float(log.seconds(log.video['start_ns'])) if log.video.get('start_ns') else 0.0,
@@ -114,6 +114,15 @@ def number(value: Any, digits: int = 2, scale: float = 1.0) -> str:
     if value is None or not np.isfinite(float(value)):
         return '\N{EN DASH}'
     return f'{float(value) * scale:.{digits}f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def _note(log: RunLog) -> str:
+    """Who acted, and whose seconds these are."""
+    who, speed = POLICIES.get(str(log.meta.get('policy', '')), ''), log.meta.get('speed')
+    if speed in (None, 1.0):
+        return who
+    slow = f'Simulated at {speed:g} of real time, for the machine to keep up; every time here is in simulated seconds.'
+    return f'{who} {slow}'.strip()
 
 
 def banner(log: RunLog) -> dict[str, str]:
@@ -374,7 +383,7 @@ def _pages(log: RunLog) -> list[tuple[str, Sequence[tuple[str, str]]]]:
     m = log.meta
     run = [
         (k, str(m[k]))
-        for k in ('task', 'seed', 'policy', 'robot', 'created', 'domain_id', 'checkpoint')
+        for k in ('task', 'seed', 'policy', 'robot', 'created', 'domain_id', 'checkpoint', 'speed')
         if m.get(k) not in (None, '')
     ]
     return [

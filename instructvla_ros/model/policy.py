@@ -208,7 +208,7 @@ class InstructVLAPolicy:
         del session  # not earlier: memory of the thread that said the sentence, until the device is done with it
         normalized = self._continuation.finish(normalized, guide)
         steps = self._statistics.unnormalize(normalized)
-        latency = time.perf_counter() - started
+        latency = self._since(started)
         with self._lock:
             if self._settings.realtime_measured:
                 self._continuation.measured(latency)
@@ -257,6 +257,10 @@ class InstructVLAPolicy:
         self.reset()
         self._continuation.reset(latencies=True)
 
+    def _since(self, started: float) -> float:
+        """Time that passed for the robot [s]; less than on the clock where a simulator runs slower than that."""
+        return (time.perf_counter() - started) * self._settings.sim_speed
+
     def _speak(self, observation: Observation, prompt: np.ndarray, words: str, kind: ReasoningKind) -> Reasoning:
         started = time.perf_counter()
         prompts, plan = self._bundle.prompts, kind is ReasoningKind.PLAN
@@ -277,7 +281,7 @@ class InstructVLAPolicy:
                 text=prompts.response(tokens),
                 kind=kind,
                 tokens=len(tokens),
-                latency=time.perf_counter() - started,
+                latency=self._since(started),
                 final=final,
                 source=self.name,
             )

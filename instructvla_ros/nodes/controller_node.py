@@ -42,6 +42,7 @@ from .moveit_py_backend import MoveItPyBackend
 from .moveit_servo import ServoLink
 from .pacing import Pacer
 
+_SILENCE = 0.25  # longest time between two ControllerState messages while the clock stands still [s]
 _LAST_COMMANDS = 1.0  # longest time spent braking at shutdown [s]
 _KEPT_VERDICTS = 64  # between two ControllerState messages
 
@@ -219,8 +220,9 @@ class ControllerNode(runtime.BaseNode):
     def _run(self) -> None:
         # A missed deadline is skipped: each period moves the command by one period, so catching up would be a jerk.
         pacer = Pacer(self._period, catch_up=self._period)
-        last = time.monotonic()
-        count = 0
+        simulated = bool(self.get_parameter('use_sim_time').value)
+        last = told = time.monotonic()
+        count, ticked = 0, 0
         shutdown_at: float | None = None
         while True:
             skipped = pacer.wait()
@@ -232,11 +234,17 @@ class ControllerNode(runtime.BaseNode):
                 shutdown_at = begin
                 self._controller.stop('the controller shuts down')
             try:
-                output = self._controller.tick(self.now_ns(), self._state)
+                now = self.now_ns()
+                output = self._controller.tick(now, self._state)
                 self._send(output)
-                count += 1
-                if count % self._state_every == 0:
-                    self._publish_state(output, loop_period)
+                # A simulator slower than this clock leaves periods without time in between; nothing happens in those.
+                fresh = now != ticked
+                count += fresh
+                if (fresh and count % self._state_every == 0) or begin - told > _SILENCE:
+                    between = (now - ticked) * 1e-9 if simulated and fresh and ticked else loop_period
+                    self._publish_state(output, between)
+                    told = begin
+                ticked = now
             except Exception as err:  # a defect must not leave a moving arm without its controller
                 self.drop('controller period', err)
                 self._controller.stop(f'a controller period failed: {err}')

@@ -62,6 +62,7 @@ class EpisodeSettings:
     time_limit: float = option(0.0, 'time limit of an episode; 0: that of the task', unit='s', ge=0.0, le=3600.0)
     stop_every: int = option(0, 'stop the arm in the middle of every n-th episode, as a drill; 0: never', ge=0)
     stop_after: float = option(2.5, 'when in the episode the drill comes', unit='s', ge=0.0, le=60.0)
+    sim_speed: float = option(1.0, 'simulated seconds per second, as the simulator has it', ge=0.01, le=100.0)
     settle: float = option(0.6, 'time between the end of a goal and the judgement', unit='s', ge=0.0, le=60.0)
 
 
@@ -83,6 +84,7 @@ class EpisodeNode(BaseNode):
         self._output.mkdir(parents=True, exist_ok=True)
         self.code = 1
         self._stop = threading.Event()
+        self._slow = max(1.0, 1.0 / self._settings.sim_speed)  # what takes a second takes so many
         group = ReentrantCallbackGroup()
         self._enable = self.create_client(SetBool, 'enable', callback_group=group)
         self._latch = self.create_client(Trigger, 'reset', callback_group=group)
@@ -195,7 +197,8 @@ class EpisodeNode(BaseNode):
         every = self._settings.stop_every
         drill = self._settings.stop_after if every and index % every == every - 1 else None
         result = self._follow(answer.instruction, limit, drill)
-        self._stop.wait(self._settings.settle if drill is None else max(self._settings.settle, 1.0))
+        settle = self._settings.settle if drill is None else max(self._settings.settle, 1.0)
+        self._stop.wait(settle / self._settings.sim_speed)
         return self._conclude(episode, answer.instruction, result, limit, folder)
 
     def _wait_fresh(self, since_ns: int) -> None:
@@ -209,7 +212,7 @@ class EpisodeNode(BaseNode):
 
     def _switch_off(self) -> None:
         """Make the controller let go of the arm: a controller that holds a pose would pull the reset arm back to it."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _PATIENCE * self._slow
         while True:
             # Refused while there is no stop latch, and while the arm still brakes.
             self._call(self._latch, Trigger.Request(), 'reset')
@@ -220,7 +223,7 @@ class EpisodeNode(BaseNode):
                 raise GraphError(f'the controller does not let go of the arm, it is {self._mode_name()}')
 
     def _switch_on(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _PATIENCE * self._slow
         while True:
             answer = self._call(self._enable, SetBool.Request(data=True), 'enable')
             if answer.success and self._modes_follow(HOLDING):
@@ -232,7 +235,7 @@ class EpisodeNode(BaseNode):
     def _modes_follow(self, wanted: int) -> bool:
         """Whether the next states of the controller all say ``wanted``: then the policy node has heard it as well."""
         seen = self._recorder.count('controller state')
-        end = time.monotonic() + 0.5
+        end = time.monotonic() + 0.5 * self._slow
         while time.monotonic() < end and self._recorder.count('controller state') < seen + _STATES:
             time.sleep(0.005)
             if self._recorder.mode != wanted:
@@ -258,7 +261,7 @@ class EpisodeNode(BaseNode):
         done = threading.Event()
         future = handle.get_result_async()
         future.add_done_callback(lambda _: done.set())
-        deadline = time.monotonic() + limit + 15.0
+        deadline = time.monotonic() + limit / self._settings.sim_speed + 15.0
         solved_at: float | None = None
         asked_ns: int | None = None
         settled = False
@@ -351,6 +354,7 @@ class EpisodeNode(BaseNode):
         return scene
 
     def _wait(self, condition: Callable[[], bool], timeout: float, name: str) -> None:
+        timeout *= self._slow
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline or self._stop.wait(0.01):

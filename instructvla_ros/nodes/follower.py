@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ..goals import ControllerMode, Goal, Outcome
 from ..observing import Pacer, Stale
 from ..policy import HoldPolicy, PolicyHost
 from ..settings import PolicySettings
+from .pacing import seconds
 from .thinker import Sentences
 
 _TICK = 0.05  # longest time between two looks at a running goal [s]
@@ -57,6 +57,7 @@ class Follower:
         self._sentences = sentences
         self._around = surroundings
         self._settings = settings
+        self._seconds = seconds(settings.sim_speed)
         self._pacer = Pacer(settings.chunk_rate)
         self._hold = HoldPolicy(settings.step_period, settings.horizon)
         self._changed = threading.Condition(threading.RLock())
@@ -90,14 +91,14 @@ class Follower:
         """End the running goal; with ``goal`` only when that is the one."""
         with self._changed:
             if self._goal is not None and goal in (None, self._goal):
-                self._goal.end(outcome, reason, time.monotonic())
+                self._goal.end(outcome, reason, self._seconds())
                 self._collect()
 
     def fail(self, instruction: str, error: Exception) -> None:
         """The policy raised while it was thinking about ``instruction``."""
         with self._changed:
             if self._goal is not None and self._goal.instruction == instruction:
-                self._goal.on_policy_error(error, time.monotonic())
+                self._goal.on_policy_error(error, self._seconds())
                 self._collect()
 
     def wake(self) -> None:
@@ -111,7 +112,7 @@ class Follower:
         with self._changed:
             self._stopped = mode is ControllerMode.STOPPED
             if self._goal is not None:
-                self._goal.on_controller(mode, chunk_id, verdicts, time.monotonic())
+                self._goal.on_controller(mode, chunk_id, verdicts, self._seconds())
                 self._collect()
 
     def close(self, reason: str = 'the policy node shuts down') -> None:
@@ -151,7 +152,7 @@ class Follower:
         if goal is not self._ready and not self._start(goal):
             return
         seen = self._around.observe(goal.instruction)
-        now = time.monotonic()
+        now = self._seconds()
         with self._changed:
             goal.tick(now)
             if isinstance(seen, Stale):
@@ -201,7 +202,7 @@ class Follower:
                 # Inside the lock: nothing of a goal follows the chunk that ends its motion.
                 self._around.publish(chunk)
                 self._openness = float(chunk.steps[-1, 6])
-                goal.on_chunk(chunk, time.monotonic())
+                goal.on_chunk(chunk, self._seconds())
                 self._collect()
         except Exception as err:  # whatever a policy raises ends this goal, not the node
             self._policy_failed(goal, err)
@@ -209,7 +210,7 @@ class Follower:
     def _policy_failed(self, goal: Goal, error: Exception) -> None:
         self._around.report(f'policy {self._host.current.name!r}', error)
         with self._changed:
-            goal.on_policy_error(error, time.monotonic())
+            goal.on_policy_error(error, self._seconds())
             self._collect()
 
     def _bury(self) -> None:

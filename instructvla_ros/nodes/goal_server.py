@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -22,6 +21,7 @@ from . import qos
 from .background import Promise
 from .diagnostics import OK, WARN
 from .follower import Follower
+from .pacing import seconds
 from .runtime import BaseNode
 
 _FEEDBACK_PERIOD = 0.2  # [s]
@@ -40,6 +40,7 @@ class GoalServer:
         self._node = node
         self._follower = follower
         self._settings = settings
+        self._seconds = seconds(settings.sim_speed)
         self._sentence = sentence
         self._promises: dict[Goal, Promise] = {}
         self._handles: dict[Goal, ServerGoalHandle] = {}
@@ -88,7 +89,7 @@ class GoalServer:
         if running is not None and running.instruction == instruction:
             return  # somebody publishes the same words at a rate
         self._node.get_logger().info(f'instruction from the topic: {instruction!r}')
-        goal = Goal(instruction, math.inf, False, time.monotonic(), self._settings)
+        goal = Goal(instruction, math.inf, False, self._seconds(), self._settings)
         self._follower.follow(goal, by='an instruction on the topic')
 
     async def _execute(self, handle: ServerGoalHandle) -> ExecuteInstruction.Result:
@@ -101,12 +102,12 @@ class GoalServer:
             self._node.warn('rejected', f'goal rejected: {err}')
             handle.abort()
             return ExecuteInstruction.Result(outcome=Outcome.REJECTED.value, reason=str(err))
-        goal = Goal(instruction, duration, bool(request.dry_run), time.monotonic(), self._settings)
+        goal = Goal(instruction, duration, bool(request.dry_run), self._seconds(), self._settings)
         promise = self._promises[goal] = Promise(self._node)
         self._handles[goal] = handle
         try:
             if handle.is_cancel_requested:
-                goal.end(Outcome.STOPPED, 'cancelled by the client before it started', time.monotonic())
+                goal.end(Outcome.STOPPED, 'cancelled by the client before it started', self._seconds())
             else:
                 self._node.get_logger().info(
                     f'goal: {instruction!r}, at most {duration:.1f} s{", dry run" if goal.dry_run else ""}'
@@ -128,7 +129,7 @@ class GoalServer:
         return ExecuteInstruction.Result(
             outcome=ending.outcome.value,
             reason=ending.reason,
-            duration=goal.elapsed(time.monotonic()),
+            duration=goal.elapsed(self._seconds()),
             chunks=goal.chunks,
         )
 
@@ -151,6 +152,6 @@ class GoalServer:
                 reasoning_id=said.id if said is not None else '',
                 chunk_id=goal.chunk_id,
                 progress=float(goal.progress),
-                elapsed=goal.elapsed(time.monotonic()),
+                elapsed=goal.elapsed(self._seconds()),
             )
         )

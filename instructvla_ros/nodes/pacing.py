@@ -1,8 +1,17 @@
-"""Periodic deadlines on the monotonic clock."""
+"""Periodic deadlines on the monotonic clock, and that clock in simulated seconds."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+
+
+def seconds(speed: float = 1.0) -> Callable[[], float]:
+    """Steady clock [s] that runs at ``speed`` simulated seconds per second.
+
+    Not the ROS clock: that one stands still when a simulator or a bag ends, and deadlines have to pass all the same.
+    """
+    return time.monotonic if speed == 1.0 else lambda: speed * time.monotonic()
 
 
 class Pacer:

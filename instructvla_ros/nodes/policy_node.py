@@ -119,7 +119,8 @@ class PolicyNode(BaseNode):
         """Take back what :meth:`prepare` did and answer the client."""
         self._current.publish(String())
         if goal.dry_run:
-            self._link.end_dry_run(self._settings.horizon * self._settings.step_period)
+            longest = self._settings.horizon * self._settings.step_period
+            self._link.end_dry_run(longest / self._settings.sim_speed)
         self._goals.finished(goal)
 
     def report(self, what: str, error: Exception) -> None:

@@ -65,7 +65,13 @@ class ReasoningNode(BaseNode):
         self._unconditioned: OrderedDict[str, Reasoning] = OrderedDict()
         self._publisher = self.create_publisher(ReasoningMsg, 'reasoning', qos.REASONING)
         self._thinker = Thinker(
-            host, observe, self._say, self._sentences.put_silence, self._on_failure, settings.reasoning_period
+            host,
+            observe,
+            self._say,
+            self._sentences.put_silence,
+            self._on_failure,
+            settings.reasoning_period,
+            settings.sim_speed,
         )
         self._questions = SceneQuestions(self, host, observe, self._publish, settings.max_instruction_length)
         self.create_subscription(

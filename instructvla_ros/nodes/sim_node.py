@@ -2,7 +2,7 @@
 
 Physics and commands live in one paced thread, drawing in another, messages come in through the executor. Stamps are
 simulated time, which starts at system time and keeps its pace at ``speed`` 1; after a stall of more than 0.1 s it
-jumps ahead instead of running behind for ever.
+jumps ahead instead of running behind for ever. At any other speed everybody follows /clock, and a stall is waited for.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class SimNode(runtime.BaseNode):
         state_every = Every(sim.state_rate)
         while not self._stopping:
             skipped = pacer.wait()
-            if skipped > 0.0:
-                self._start_ns += round(skipped * sim.speed * 1e9)
+            if skipped > 0.0 and sim.speed == 1.0:
+                self._start_ns += round(skipped * 1e9)
                 self.diagnostics.count('time jumps', f'the simulator fell behind by {skipped:.2f} s')
             begin = time.monotonic()
             try:

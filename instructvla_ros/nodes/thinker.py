@@ -68,6 +68,7 @@ class Thinker:
         silence: Callable[[str], None],
         fail: Callable[[str, Exception], None],
         period: float,
+        speed: float = 1.0,
     ) -> None:
         """Start the thread.
 
@@ -76,14 +77,14 @@ class Thinker:
             say: called with each sentence, and up to ten times a second with its beginning (``final`` False) while a
                 policy that streams is still making it. silence: called with an instruction the policy has no words for.
             fail: called with the instruction and what the policy raised; it is not asked again for that instruction.
-            period: between two sentences [s].
+            period: between two sentences [s], simulated when ``speed``, simulated seconds per second, is not 1.
         """
         self._host = host
         self._observe = observe
         self._say = say
         self._silence = silence
         self._fail = fail
-        self._period = period
+        self._period = period / speed
         self._changed = threading.Condition()
         self._instruction = ''
         self._due = 0.0

@@ -20,6 +20,7 @@ import numpy as np
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy._rclpy_pybind11 import InvalidHandle
 from rclpy.action import ActionClient
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -42,15 +43,15 @@ NODES = ('sim_node', 'controller_node', 'policy_node')
 AT_REST = 0.02  # largest joint speed that counts as rest [rad/s]
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 10.0, what: str = '') -> Any:
-    """Value of ``condition`` as soon as it is true; fails the test after ``timeout`` [s]."""
+def eventually(condition: Callable[[], Any], timeout: float = 10.0, what: str | Callable[[], str] = '') -> Any:
+    """Value of ``condition`` as soon as it is true; fails the test after ``timeout`` [s], saying ``what`` then."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.005)
-    raise AssertionError(f'not within {timeout} s: {what}')
+    raise AssertionError(f'not within {timeout} s: {what() if callable(what) else what}')
 
 
 @dataclass(frozen=True)
@@ -247,18 +248,41 @@ class Cell:
     def _spin(self) -> None:
         try:
             self._executor.spin()
-        except ExternalShutdownException:
+        except (ExternalShutdownException, InvalidHandle):
             pass  # the context ended first
 
-    def wait_ready(self, since: float | None = None) -> None:
-        """Wait until every process has been heard after ``since``."""
+    def revive(self, name: str) -> None:
+        """Start a process again that was killed, and wait until everybody hears everybody.
+
+        Fast DDS cleans up after a killed process only in time: now and then its successor finds shared memory that
+        nobody reads any more, and is deaf and dumb. Ending that one in order and starting again helps.
+        """
+        for patience in (25.0, 40.0):
+            since = time.monotonic() + 0.5  # later than what the killed one said last
+            self.graph.restart(name)
+            try:
+                self.wait_ready(since, patience)
+                return
+            except AssertionError as err:
+                if patience == 40.0:
+                    raise
+                print(f'{name} is started once more: {err}')
+
+    def wait_ready(self, since: float | None = None, patience: float = 40.0) -> None:
+        """Wait until every process has been heard after ``since``; at most ``patience`` [s]."""
         start = time.monotonic() if since is None else since
 
         def ready() -> bool:
             self.graph.check()
             return self.witness.fresh(start)
 
-        eventually(ready, 40.0, f'graph; heard {self.witness.heard}, mode {self.witness.mode}, {self.witness.health}')
+        witness = self.witness
+        eventually(
+            ready,
+            patience,
+            lambda: f'graph since {start}; heard {witness.heard}, mode {witness.mode}, {witness.health}; '
+            f'end of the log of the policy node:\n{self.graph.tail("policy_node")}',
+        )
         assert self.witness.action.wait_for_server(timeout_sec=20.0), 'no action server'
 
     def kill(self, name: str) -> float:
@@ -272,9 +296,7 @@ class Cell:
         witness.cut.clear()
         dead = [name for name in NODES if self.graph.exit_code(name) is not None]
         for name in dead:  # a test that failed half way must not fail the next
-            self.graph.restart(name)
-        if dead:
-            self.wait_ready(time.monotonic())
+            self.revive(name)
         assert witness.call('enable', data=False).success
         answer = witness.call('/sim/reset', task='put', seed=3)
         assert answer.success, answer.message

@@ -58,6 +58,7 @@ class Arm(Node):
         self.states: list[ControllerState] = []
         self.silent = False
         self.time_shift = 0
+        self.frozen: int | None = None
         self._joints = self.create_publisher(JointState, TOPICS.joint_states, qos.SENSOR_PUBLISHER)
         self.chunks = self.create_publisher(ActionChunkMsg, 'action_chunk', qos.CHUNK_PUBLISHER)
         self._clock_pub = self.create_publisher(Clock, '/clock', qos.SENSOR_PUBLISHER) if clock else None
@@ -71,7 +72,7 @@ class Arm(Node):
         self.create_timer(0.01, self._tick)
 
     def now_ns(self) -> int:
-        return time.time_ns() + self.time_shift
+        return self.frozen if self.frozen is not None else time.time_ns() + self.time_shift
 
     def _on_command(self, message: JointTrajectory) -> None:
         self.commands.append(message)
@@ -289,6 +290,26 @@ def test_a_clock_that_jumps_back_is_survived(spin):
     time.sleep(0.3)
     eventually(lambda: arm.mode == ControllerState.HOLDING, what='HOLDING after the jump')
     arm.play()
+
+
+def test_a_clock_that_stands_still_hides_nothing(spin):
+    arm = Arm(clock=True)
+    controller = ControllerNode(
+        parameter_overrides=[Parameter('use_sim_time', value=True), Parameter('start_enabled', value=True)]
+    )
+    spin(controller)
+    spin(arm)
+    eventually(lambda: arm.mode == ControllerState.HOLDING and arm.chunks.get_subscription_count(), what='HOLDING')
+    arm.frozen = arm.now_ns()
+    time.sleep(0.5)
+    arm.states.clear()
+    arm.commands.clear()
+    time.sleep(2.0)
+    heard = len(arm.states)
+    assert 3 <= heard <= 12, f'{heard} states in 2 s of a clock that stands still'
+    assert len(arm.commands) <= 1, 'no time, no commands'
+    assert arm.call('stop').success
+    eventually(lambda: arm.mode == ControllerState.STOPPED, what='STOPPED')
 
 
 def test_as_a_process_it_keeps_its_pace_and_brakes_when_told_to_end(spin):

@@ -34,7 +34,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: str, cwd: Path, timeout: float = 120.0) -> tuple[int, str, str]:
+def run(*arguments: str, cwd: Path, timeout: float = 300.0) -> tuple[int, str, str]:
     process = start(*arguments, cwd=cwd)
     try:
         out, err = process.communicate(timeout=timeout)
@@ -43,16 +43,6 @@ def run(*arguments: str, cwd: Path, timeout: float = 120.0) -> tuple[int, str, s
         out, err = process.communicate(timeout=20)
         pytest.fail(f'took longer than {timeout} s:\n{out}\n{err}')
     return process.returncode, out, err
-
-
-def solved(*arguments: str, cwd: Path) -> tuple[str, str]:
-    """What a demo said that succeeded; on a busy machine chunks may come too late once, but not twice."""
-    for _ in range(2):
-        code, out, err = run(*arguments, cwd=cwd)
-        if code != 1:
-            break
-    assert code == 0, f'{out}\n{err}'
-    return out, err
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -86,20 +76,22 @@ def test_the_shipped_checkpoint_drives_the_demo(tmp_path):
     log = runlog.load(folder)
     assert log.meta['policy'] == 'instructvla' and log.meta['checkpoint'] == 'tiny'
     said = [r['text'] for r in log.reasoning]
-    assert said and all('red cube' in text and 'bowl' in text for text in said)
+    right = ['red cube' in text and 'bowl' in text for text in said]
+    assert said and right[0] and sum(right) >= 0.75 * len(right), said
     assert set(log.chunk_reasoning) & {r['id'] for r in log.reasoning}
-    assert metrics.summarize(log)['chunks']['count'] > 4
+    assert metrics.summarize(log)['chunks']['count'] > 10
 
 
 def test_demo_with_video(tmp_path):
     folder = tmp_path / 'run'
     began = time.monotonic()
-    out, _ = solved('demo', '--policy', 'expert', '--out', str(folder), '--json', cwd=tmp_path)
+    code, out, err = run('demo', '--policy', 'expert', '--out', str(folder), '--json', cwd=tmp_path)
     wall = time.monotonic() - began
+    assert code == 0, f'{out}\n{err}'
     assert gone(folder, 1.0)
     result = json.loads(out)
     assert result['success'] and result['instruction'] == 'put the red cube in the bowl'
-    assert wall < 180.0 and result['wall_time'] < wall
+    assert result['wall_time'] < wall < 90.0 / result['speed']
     assert {p.name for p in (folder / 'log').iterdir()} == {f'{name}.log' for name in NODES}
 
     log = runlog.load(folder)
@@ -125,10 +117,11 @@ def test_demo_with_video(tmp_path):
 
 
 def test_demo_without_video_of_another_task(tmp_path):
-    out, err = solved(
-        'demo', '--policy', 'expert', '--task', 'pick', '--seed', '3', '--no-video', '--out', str(tmp_path / 'run'),
+    code, out, err = run(
+        'demo', '--task', 'pick', '--seed', '3', '--policy', 'expert', '--no-video', '--out', str(tmp_path / 'run'),
         cwd=tmp_path,
     )  # fmt: skip
+    assert code == 0, f'{out}\n{err}'
     assert f'report: {tmp_path / "run" / "report.html"}' in out
     assert 'solved' in err and 'I will' in err
     log = runlog.load(tmp_path / 'run')
@@ -166,6 +159,8 @@ def test_evaluate_runs_episodes_on_one_graph_and_continues(tmp_path):
             str(episodes),
             '--out',
             str(tmp_path / 'runs'),
+            '--speed',
+            'auto',
         )
         code, out, err = run(*arguments, '--json', cwd=tmp_path)
         assert code == 0, f'{out}\n{err}'

@@ -12,11 +12,12 @@ from graph import CAMERAS, JOINT_STATES, Cell, Goal, eventually
 from instructvla_ros.action import ExecuteInstruction
 from instructvla_ros.msg import ActionChunk, ControllerState
 from instructvla_ros.nodes.convert import stamp_from_msg, stamp_to_msg
+from instructvla_ros.pace import comfortable_speed
 
 Result = ExecuteInstruction.Result
 STOP_TIME = 0.3  # s: within which a stopped arm is at rest
 FULL_SPEED = 0.7  # s: the start ramp is over
-SLACK = 0.06  # s: messages on their way, and a loaded machine
+SLACK = min(0.06 / comfortable_speed(), 0.2)  # s: messages on their way, and a loaded or slow machine
 
 
 @pytest.fixture(scope='module')
@@ -49,8 +50,7 @@ def test_policy_killed_in_the_middle_of_a_chunk(cell: Cell) -> None:
     assert rest < STOP_TIME + SLACK
     assert cell.witness.mode == ControllerState.HOLDING
     still_for(cell, 0.5)
-    cell.graph.restart('policy_node')
-    cell.wait_ready(time.monotonic() + 0.5)  # later than what the killed one said last
+    cell.revive('policy_node')
     still_for(cell, 0.3)
     goal = cell.start()
     assert goal.cancel().outcome == Result.STOPPED
@@ -65,7 +65,7 @@ def test_a_camera_goes_silent(cell: Cell, view: str) -> None:
     result = goal.result()
     assert result.outcome == Result.STALE_INPUT and view in result.reason
     last = max(at for at, _ in cell.witness.chunks)
-    assert last < silent + 0.3 + 0.1, 'chunks without this camera'
+    assert last < silent + 0.3 + 0.04 + SLACK, 'chunks without this camera'
     rest = cell.witness.rest_after(silent)
     print(f'{view}: at rest {rest:.3f} s after it went silent, {silent + rest - run_out(cell):.3f} s after the chunk')
     assert silent + rest < run_out(cell) + STOP_TIME + SLACK
@@ -172,8 +172,7 @@ def test_the_controller_is_restarted(cell: Cell) -> None:
     rest = cell.witness.rest_after(killed)
     print(f'at rest {rest:.3f} s after the controller was killed')
     assert rest < 0.6, 'the arm follows what it has and stays'
-    cell.graph.restart('controller_node')
-    cell.wait_ready()
+    cell.revive('controller_node')
     eventually(lambda: cell.witness.mode == ControllerState.DISABLED, 3.0, 'it starts disabled')
     still_for(cell, 0.5)
     cell.enable()
@@ -186,9 +185,7 @@ def test_the_simulator_is_restarted(cell: Cell) -> None:
     cell.kill('sim_node')
     result = goal.result()
     assert result.outcome == Result.STALE_INPUT
-    since = time.monotonic()
-    cell.graph.restart('sim_node')
-    cell.wait_ready(since)
+    cell.revive('sim_node')
     still_for(cell, 0.5)
     goal = cell.start()
     assert goal.cancel().outcome == Result.STOPPED

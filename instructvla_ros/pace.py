@@ -1,0 +1,42 @@
+"""How fast a simulated second may pass on this machine, so that the whole graph keeps up with it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+_ROUNDS, _COUNT = 7, 200_000
+_NEEDED = 20e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
+SPEEDS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.15, 0.1)
+
+
+def additions_per_second() -> float:
+    """Speed of the interpreter, which is what a graph of Python nodes lives on; takes a tenth of a second or two."""
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        total = 0
+        for k in range(_COUNT):
+            total += k
+        times.append(time.perf_counter() - began)
+    return _COUNT / statistics.median(times)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def comfortable_speed(pace: float | None = None, usable: int | None = None) -> float:
+    """Simulated seconds per second, one of :data:`SPEEDS`.
+
+    Four processes share the cores, so more than two of them make up for slow ones, up to a point.
+
+    Args:
+        pace: additions per second of one core; measured when left out. usable: cores; those of this process.
+    """
+    pace = additions_per_second() if pace is None else pace
+    usable = cores() if usable is None else usable
+    share = pace / _NEEDED * min(usable, 4) / 2.0
+    return next((s for s in SPEEDS if s <= share), SPEEDS[-1])
