@@ -13,9 +13,9 @@ from typing import Any
 from . import config, resources
 from .errors import ConfigError, SetupError, TaskError, suggest
 from .graph import Graph, NodeSpec, node
+from .pace import MIN_SPEED
 from .settings import Control, Embodiment, PolicySettings
 
-MIN_SPEED = 0.05  # simulated seconds per second
 LOADING = 600.0  # weights of several gigabytes from a slow disk take minutes [s]
 EPISODES, RESULTS = 'episodes_todo.jsonl', 'episodes.jsonl'
 
@@ -133,8 +133,9 @@ def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[No
     rate = float(dict(options.parameters.get('controller_node', {})).get('rate', control.rate))
     policy: dict[str, Any] = {**common, 'policy': options.policy}
     if options.checkpoint:
-        local = Path(options.checkpoint).expanduser()
-        policy['checkpoint'] = str(local.resolve()) if local.exists() else options.checkpoint
+        local = resources.local_checkpoint(options.checkpoint)
+        own_folder = local is not None and local != resources.shipped_models().get(options.checkpoint)
+        policy['checkpoint'] = str(local.resolve()) if local is not None and own_folder else options.checkpoint
     own: dict[str, dict[str, Any]] = {
         'sim_node': {**common, 'task': first.task, 'seed': first.seed},
         # Every period is published, so that a command's time is known to the period and not to every other one.

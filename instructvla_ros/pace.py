@@ -6,8 +6,11 @@ import os
 import statistics
 import time
 
+from .errors import ConfigError
+
 _ROUNDS, _COUNT = 7, 200_000
 _NEEDED = 20e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
+MIN_SPEED = 0.05
 SPEEDS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.15, 0.1)
 
 
@@ -26,6 +29,25 @@ def additions_per_second() -> float:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def read_speed(text: str) -> float:
+    """Simulated seconds per second that a person asked for: a number, or ``auto``.
+
+    Raises:
+        ConfigError: neither, or out of bounds.
+    """
+    if text == 'auto':
+        return comfortable_speed()
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = float('nan')
+    if not MIN_SPEED <= speed <= 1.0:
+        raise ConfigError(
+            f'the speed is {text!r}; give auto, or {MIN_SPEED} to 1 simulated seconds per second, such as 0.5'
+        )
+    return speed
 
 
 def comfortable_speed(pace: float | None = None, usable: int | None = None) -> float:

@@ -63,6 +63,19 @@ def shipped_models() -> dict[str, Path]:
     return {p.name: p for p in sorted(folder.glob('*')) if (p / 'config.json').is_file()}
 
 
+def local_checkpoint(name: str | Path) -> Path | None:
+    """Folder or file on this machine that a checkpoint's name means, or None.
+
+    The name of one that comes with the package means a folder of the working directory only where that one holds a
+    checkpoint: a run, a bag or a log may have the same name.
+    """
+    given = Path(name).expanduser()
+    shipped = shipped_models().get(str(name))
+    if shipped is not None and not (given / 'config.json').is_file():
+        return shipped
+    return given if given.exists() else None
+
+
 def choose_policy(task: str, policy: str = 'auto', checkpoint: str = '') -> tuple[str, str]:
     """Who decides in the simulator, and with which checkpoint.
 

@@ -10,6 +10,7 @@ driver) to be running, or starts that of the arm when ``robot_ip`` is given; it 
 and the service ``/instructvla/enable`` are given.
 """
 
+import functools
 from collections.abc import Callable
 
 from launch.actions import (
@@ -42,10 +43,11 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from instructvla_ros import config
-from instructvla_ros.errors import InstructVLAError
+from instructvla_ros.errors import ConfigError, InstructVLAError
 from instructvla_ros.launch_checks import problems
+from instructvla_ros.pace import read_speed
 from instructvla_ros.resources import choose_policy, config_file
-from instructvla_ros.settings import Embodiment
+from instructvla_ros.settings import Control, Embodiment
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'instructvla_ros'
@@ -115,10 +117,41 @@ def gripper_of(given: Callable[[str], str]) -> str:
     return driver if driver != 'auto' else {'real': 'franka', 'fake': 'gripper_command'}[robot]
 
 
+@functools.cache
+def speed(text: str) -> float:
+    """Simulated seconds per second; measured once for all who ask."""
+    return read_speed(text)
+
+
+def speed_of(given: Callable[[str], str]) -> float:
+    return speed(given('sim_speed')) if given('robot') == 'sim' else 1.0
+
+
+def sim_speed_of(given: Callable[[str], str]) -> str:
+    return str(speed_of(given))
+
+
+def use_sim_time_of(given: Callable[[str], str]) -> str:
+    return given('use_sim_time') if speed_of(given) == 1.0 else 'true'
+
+
+def chunk_lease_of(given: Callable[[str], str]) -> str:
+    """The middleware counts the lease in seconds of the machine."""
+    return str(config.load(Control, config_file('controller.yaml')).chunk_lease / speed_of(given))
+
+
 def check(context: LaunchContext) -> None:
     """End the launch when an argument cannot work, while nothing has been started."""
     kinds = {'seed': int, 'web_port': int, 'use_sim_time': bool}
-    found = problems(lambda name: LaunchConfiguration(name).perform(context), kinds)
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    found = problems(given, kinds)
+    try:
+        if speed(given('sim_speed')) != 1.0 and given('robot') != 'sim':
+            found.append(f'sim_speed:={given("sim_speed")} is for robot:=sim; other arms keep real time')
+    except ConfigError as err:
+        found.append(f'sim_speed: {err}')
     if found:
         raise RuntimeError('; '.join(found))
 
@@ -194,6 +227,12 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('task', default_value='put', description='task the simulator starts with'),
         DeclareLaunchArgument('seed', default_value='0', description='seed of that task'),
         DeclareLaunchArgument(
+            'sim_speed',
+            default_value='1.0',
+            description='simulated seconds per second, 0.05 to 1, or auto: what this machine keeps up with; below 1 '
+            'every node takes the time from /clock',
+        ),
+        DeclareLaunchArgument(
             'viz',
             default_value='true',
             choices=['true', 'false'],
@@ -231,7 +270,9 @@ def generate_launch_description() -> LaunchDescription:
             description='Fast DDS profile; the default one is too small for camera images',
         ),
     ]
-    common = {'embodiment': value(InContext(embodiment_of), str), 'use_sim_time': value('use_sim_time', bool)}
+    sim_time = value(InContext(use_sim_time_of), bool)
+    sim_speed = value(InContext(sim_speed_of), float)
+    common = {'embodiment': value(InContext(embodiment_of), str), 'use_sim_time': sim_time}
     log = ['--log-level', LaunchConfiguration('log_level')]
 
     def node(executable: str, *parameters: dict, condition: IfCondition | None = None) -> Node:
@@ -251,9 +292,12 @@ def generate_launch_description() -> LaunchDescription:
         'checkpoint': value(InContext(checkpoint_of), str),
         'device': value('device', str),
         'reasoning': value('reasoning', str),
+        'sim_speed': sim_speed,
     }
     sim = node(
-        'sim_node', {'task': value('task', str), 'seed': value('seed', int)}, condition=IfCondition(simulated)
+        'sim_node',
+        {'task': value('task', str), 'seed': value('seed', int), 'speed': sim_speed},
+        condition=IfCondition(simulated),
     )
     enabled = chosen('enable', NotSubstitution(real))
     controller = node(
@@ -263,6 +307,7 @@ def generate_launch_description() -> LaunchDescription:
             'start_enabled': value(enabled, bool),
             'backend': value(chosen('controller', IfElseSubstitution(fake, 'moveit', 'direct')), str),
             'gripper_driver': value(InContext(gripper_of), str),
+            'chunk_lease': value(InContext(chunk_lease_of), float),
         },
     )
     policy = node('policy_node', thinking)
@@ -294,7 +339,7 @@ def generate_launch_description() -> LaunchDescription:
         executable='rviz2',
         output='screen',
         arguments=['-d', PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'instructvla.rviz'])],
-        parameters=[{'use_sim_time': value('use_sim_time', bool)}],
+        parameters=[{'use_sim_time': sim_time}],
         condition=IfCondition(rviz),
     )
 

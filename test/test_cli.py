@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from instructvla_ros import cli, config, graph_session, pace, resources
-from instructvla_ros.commands import demo, evaluate
+from instructvla_ros.commands import evaluate
 from instructvla_ros.commands._progress import Progress
 from instructvla_ros.errors import ConfigError, SetupError, TaskError
 from instructvla_ros.graph import Interrupted
@@ -144,6 +145,23 @@ def test_specs_name_the_processes_and_their_parameters(tmp_path):
         graph_session.specs(GraphOptions(parameters={'simnode': {}}), tmp_path, EpisodeRequest('pick', 0))
 
 
+def test_a_folder_with_the_name_of_a_checkpoint_is_not_taken_for_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert 'tiny' in resources.shipped_models()
+    shipped = resources.shipped_models()['tiny']
+
+    def policy_of(name: str) -> str:
+        options = GraphOptions(policy='instructvla', checkpoint=name)
+        specs = {s.name: s.parameters for s in graph_session.specs(options, tmp_path, EpisodeRequest('put', 0))}
+        return specs['policy_node']['checkpoint']
+
+    (tmp_path / 'tiny').mkdir()
+    assert resources.local_checkpoint('tiny') == shipped and policy_of('tiny') == 'tiny'
+    (tmp_path / 'tiny' / 'config.json').write_text('{}')
+    assert resources.local_checkpoint('tiny') == Path('tiny') and policy_of('tiny') == str(tmp_path / 'tiny')
+    assert resources.local_checkpoint('nothing/here') is None and policy_of('nothing/here') == 'nothing/here'
+
+
 def test_slow_motion_reaches_every_node(tmp_path):
     options = GraphOptions(speed=0.25, bag=True, web_port=8765)
     specs = {s.name: s.parameters for s in graph_session.specs(options, tmp_path, EpisodeRequest('pick', 0))}
@@ -165,9 +183,10 @@ def test_speed_is_chosen_for_the_machine():
     assert pace.comfortable_speed(pace=8e6, usable=16) == 0.5, 'more than four cores do not help'
     assert pace.comfortable_speed(pace=1.0, usable=1) == pace.SPEEDS[-1]
     assert pace.comfortable_speed() in pace.SPEEDS
-    assert demo.read_speed('0.5') == 0.5 and demo.read_speed('auto') in pace.SPEEDS
-    with pytest.raises(ConfigError, match="--speed 'fast': give auto"):
-        demo.read_speed('fast')
+    assert pace.read_speed('0.5') == 0.5 and pace.read_speed('auto') in pace.SPEEDS
+    for text in ('fast', 'nan', '0', '2'):
+        with pytest.raises(ConfigError, match=f"the speed is '{text}'; give auto, or 0.05 to 1"):
+            pace.read_speed(text)
 
 
 class Lines:

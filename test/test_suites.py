@@ -341,6 +341,17 @@ def test_changed_weights_are_another_measurement(tmp_path):
     assert one.identity() != before
 
 
+def test_weights_of_the_package_count_too(tmp_path, monkeypatch):
+    weights = tmp_path / 'models' / 'small'
+    weights.mkdir(parents=True)
+    (weights / 'config.json').write_text('{}')
+    monkeypatch.setattr(resources, 'share_directory', lambda: tmp_path)
+    one = replace(SETUP, policy=config.replace(POLICY, policy='instructvla', checkpoint='small'))
+    before = one.identity()
+    (weights / 'config.json').write_text('{ }')
+    assert one.identity() != before
+
+
 def test_several_processes_give_the_same_rows(tmp_path):
     found = short(cases(SMALL, BASE))
     alone = run_cases(found, setup_in(tmp_path / 'a'))

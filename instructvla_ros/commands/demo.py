@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo."""
     from .. import graph_session as session
+    from ..pace import read_speed
 
     began = time.monotonic()
     instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
@@ -116,23 +117,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
-
-
-def read_speed(text: str) -> float:
-    """Simulated seconds per second that ``--speed`` asks for.
-
-    Raises:
-        ConfigError: neither auto nor a number.
-    """
-    from ..errors import ConfigError
-    from ..pace import comfortable_speed
-
-    if text == 'auto':
-        return comfortable_speed()
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f'--speed {text!r}: give auto, or simulated seconds per second, such as 0.5') from None
 
 
 def slow_motion(speed: float) -> str:

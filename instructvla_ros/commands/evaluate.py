@@ -87,8 +87,9 @@ def _requests(arguments: argparse.Namespace) -> list[Any]:
 def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, Any]]:
     from .. import graph_session as session
     from ..evaluation import machine, runlog, scores
+    from ..pace import read_speed
     from ._progress import Progress
-    from .demo import read_speed, slow_motion
+    from .demo import slow_motion
 
     options = session.GraphOptions(
         policy=arguments.policy,

@@ -27,6 +27,7 @@ from ..control.kinematics import Kinematics
 from ..datatypes import Image
 from ..errors import ConfigError, SetupError, suggest
 from ..policy import Policy, make_policy
+from ..resources import local_checkpoint
 from ..settings import Control, Embodiment, PolicySettings, Sim
 from ..sim.reasons import decision
 from ..sim.references import View, named
@@ -65,9 +66,11 @@ class Setup:
     def identity(self) -> str:
         """Hash of the configuration and of the names, sizes and times of the checkpoint's files."""
         data = [config.to_dict(part) for part in (self.embodiment, self.sim, self.control, self.policy)]
-        place = Path(self.policy.checkpoint).expanduser()
-        files = sorted(place.rglob('*')) if self.policy.checkpoint and place.is_dir() else []
-        stats = [(str(f.relative_to(place)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        place = local_checkpoint(self.policy.checkpoint) if self.policy.checkpoint else None
+        stats = []
+        if place is not None and place.is_dir():
+            files = [(f, f.stat()) for f in sorted(place.rglob('*')) if f.is_file()]
+            stats = [(str(f.relative_to(place)), s.st_size, s.st_mtime_ns) for f, s in files]
         return hashlib.sha256(json.dumps([data, stats], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
-from ..resources import shipped_models
+from ..resources import local_checkpoint, shipped_models
 from .config import ModelConfig
 from .instructvla import InstructVLA
 from .prompt import PromptEncoder
@@ -153,13 +153,11 @@ def locate(path: str | Path, revision: str = '') -> Path:
     Raises:
         CheckpointError: neither a local path nor a reachable repository.
     """
-    given = Path(path).expanduser()
-    if given.exists():
-        return given
+    here = local_checkpoint(path)
+    if here is not None:
+        return here
     text = str(path)
     shipped = shipped_models()
-    if text in shipped:
-        return shipped[text]
     if text.count('/') != 1 or text.startswith(('.', '~', '/')):
         raise CheckpointError(
             f'no checkpoint at {text}: give a folder written by `instructvla checkpoint convert`, a released run '

@@ -50,14 +50,14 @@ def test_bad_parameters_are_one_line(tmp_path, parameters, words):
 
 @pytest.mark.parametrize('text', ['', '[1, 2]\n', '{"task": \n'])
 def test_bad_episode_files_are_refused(tmp_path, text):
-    from instructvla_ros.nodes.episode_node import read_episodes
+    from instructvla_ros.nodes.episode_files import read_episodes
 
     with pytest.raises(ConfigError, match='todo.jsonl'):
         read_episodes(Path(episodes(tmp_path, text)))
 
 
 def test_result_rows_are_strict_json(tmp_path):
-    from instructvla_ros.nodes.episode_node import append_json
+    from instructvla_ros.nodes.episode_files import append_json
 
     append_json(tmp_path / 'rows.jsonl', {'value': float('nan')})
     append_json(tmp_path / 'rows.jsonl', {'value': 2.0})

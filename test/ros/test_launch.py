@@ -50,7 +50,7 @@ def test_the_simulator_comes_with_the_checkpoint_of_the_package_and_moves():
     assert (nodes['policy_node']['policy'], nodes['policy_node']['checkpoint']) == ('instructvla', 'tiny')
     assert nodes['controller_node'] == {
         'embodiment': 'franka.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True,
-        'backend': 'direct', 'gripper_driver': 'topic',
+        'backend': 'direct', 'gripper_driver': 'topic', 'chunk_lease': 0.18,
     }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_mock_hardware_is_a_panda_under_moveit_that_may_move():
     assert set(nodes) == {'controller_node', 'policy_node', 'viz_node'}
     assert nodes['controller_node'] == {
         'embodiment': 'panda.yaml', 'use_sim_time': False, 'dry_run': False, 'start_enabled': True,
-        'backend': 'moveit', 'gripper_driver': 'gripper_command',
+        'backend': 'moveit', 'gripper_driver': 'gripper_command', 'chunk_lease': 0.18,
     }  # fmt: skip
     assert nodes['policy_node']['policy'] == 'hold' and nodes['viz_node']['publish_tf'] is False
 
@@ -153,6 +153,31 @@ def test_the_gripper_is_that_of_the_embodiment(robot, usual, tmp_path):
 )
 def test_arguments_reach_their_node(argument, given, executable, parameter, expected):
     assert started(**{argument: given})[executable][parameter] == expected
+
+
+def test_slow_motion_of_the_simulator():
+    slow = started(sim_speed='0.5', web='true', reasoning='separate', rviz='true')
+    assert len(slow) >= 6 and all(values['use_sim_time'] is True for values in slow.values())
+    assert slow['sim_node']['speed'] == slow['policy_node']['sim_speed'] == slow['reasoning_node']['sim_speed'] == 0.5
+    assert slow['controller_node']['chunk_lease'] == pytest.approx(0.36)
+    assert started(sim_speed='1.0')['policy_node']['use_sim_time'] is False
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        ({'sim_speed': '3'}, "the speed is '3'; give auto, or 0.05 to 1"),
+        ({'sim_speed': '0.5', 'robot': 'fake'}, 'sim_speed:=0.5 is for robot:=sim'),
+    ],
+)
+def test_a_speed_that_cannot_work_is_said_before_anything_starts(arguments, words):
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    for entity in description().entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    with pytest.raises(RuntimeError, match=words):
+        module_of(FILE).check(context)
 
 
 def test_reasoning_in_its_own_process():

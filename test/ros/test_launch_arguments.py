@@ -30,6 +30,7 @@ FRANKA: dict[str, tuple[str, dict[str, str]]] = {
     'enable': ('true', {'robot': 'real'}),
     'task': ('stack', {}),
     'seed': ('7', {}),
+    'sim_speed': ('0.5', {}),
     'viz': ('false', {}),
     'rviz': ('true', {}),
     'web': ('true', {}),
