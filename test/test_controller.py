@@ -296,13 +296,29 @@ def test_broken_joint_states_stop_the_arm_by_name_and_it_recovers(broken, subjec
     rig.run(0.3)
     outputs = [rig.tick(state=broken(rig.measured())) for _ in range(60)]
     assert any(v.subject == subject for o in outputs for v in o.verdicts)
-    assert not outputs[-1].command.dq.any() and outputs[-1].mode is Mode.HOLDING
-    rest = next(k for k, o in enumerate(outputs) if not o.command.dq.any())
+    commands = [o.command for o in outputs]
+    rest = next(k for k, c in enumerate(commands) if not c.dq.any())
     assert rest <= 20 + 30, 'max_state_age, then the stop time'
+    assert commands[rest + 1 :] == [None] * (len(commands) - rest - 1), 'an arm that is not heard is left alone'
+    assert outputs[-1].mode is Mode.HOLDING
     assert rig.feed()[0].rule == 'joint_state'
     rig.run(0.1)
     assert rig.feed() == [] and rig.tick().mode is Mode.TRACKING
     check_limits(rig, rig.outputs)
+
+
+def test_an_arm_that_moved_while_it_was_not_heard_is_not_pulled_back():
+    rig = Rig(ramp_time=0.0)
+    rig.feed()
+    rig.run(0.3)
+    rig.run(1.0, state=None)
+    rig.q = rig.q + 0.05  # its driver was restarted, say; less than the bound on the tracking error
+    rig.way.extend([rig.q.copy()] * 2)
+    out = rig.tick()
+    assert np.array_equal(out.command.q, out.q) and np.allclose(out.command.q, rig.q) and not out.command.dq.any()
+    rig.run(0.3)
+    assert rig.feed() == [] and rig.tick().mode is Mode.TRACKING
+    check_limits(rig, rig.outputs[-30:])
 
 
 def test_one_broken_joint_state_is_named_and_bridged():

@@ -242,6 +242,9 @@ class Controller:
             self._last_ns = now_ns
             self._check_clock(elapsed, verdicts)
             fresh = self._take_state(state, now_ns, verdicts)
+            if fresh is None and self._motion is not None and self._motion.joints.resting:
+                # Whatever happens to an arm that is not heard (its driver restarts), it is not pulled back afterwards.
+                self._unanchor()
             if self._motion is None and not self._anchor(fresh, now_ns, verdicts):
                 return self._compose(None, verdicts, now_ns)
             sample = self._advance(now_ns, fresh, verdicts)
