@@ -236,7 +236,7 @@ class EpisodeNode(BaseNode):
         done = threading.Event()
         future = handle.get_result_async()
         future.add_done_callback(lambda _: done.set())
-        deadline = time.monotonic() + limit / self._settings.sim_speed + 15.0
+        deadline = time.monotonic() + (limit + 15.0) / self._settings.sim_speed
         solved_at: float | None = None
         asked_ns: int | None = None
         settled = False
