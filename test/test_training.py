@@ -25,6 +25,7 @@ from instructvla_ros.training.examples import CLASSES, class_of, is_held_out  # 
 from instructvla_ros.training.grounding import Grounding, patch_labels, pick, soft_cells  # noqa: E402
 from instructvla_ros.training.loop import learning_rate, train  # noqa: E402
 from instructvla_ros.training.settings import GroundingWeights, Mixture, Training  # noqa: E402
+from instructvla_ros.training.setup import prepare  # noqa: E402
 from instructvla_ros.training.state import load_state  # noqa: E402
 
 
@@ -124,6 +125,30 @@ def test_run_resumes_exactly_and_leaves_frozen_weights_alone(made, tmp_path):
     assert moved and all('lora' in n or n.startswith(('expert.', 'vlm.query')) for n in moved)
     lines = [json.loads(x) for x in (half / 'log.jsonl').read_text().splitlines()]
     assert lines[-1]['step'] == 4 and {'flow', 'end_mm', 'mean_mm'} <= set(lines[-1])
+
+
+def test_several_dialogues_share_a_picture_and_lose_nothing(made, tmp_path):
+    talk = {'recipe': 'stage0', 'retell': True, 'acts': False, 'general_batch': 6, 'augment': 'none'}
+    run = prepare(options(made, tellings=3, **talk), tmp_path, progress=False)
+    model = run.bundle.model.eval()
+    batch, labels = run.train[0].draw(np.random.default_rng(5), 7)
+    assert len(batch.ids) == 7 and len(batch.pixels) <= 3 and batch.picture.shape == (7,)
+    assert len(labels.target) == 7
+    spoken = run.talk(run.train[0], np.random.default_rng(5))
+    assert len(spoken.ids) == 6 and spoken.picture is not None and len(spoken.pixels) < len(spoken.picture)
+    for shared in (batch, spoken):
+        each = replace(shared, pixels=shared.pixels[shared.picture], picture=None)
+        one, other = model(shared), model(each)
+        torch.testing.assert_close(one.ce, other.ce)
+        torch.testing.assert_close(one.image_features, other.image_features)
+    model(batch).ce.backward()
+    weight = model.vlm.tower.get_submodule('encoder').layers[0].self_attn.q_proj.weight
+    gradient = weight.grad.clone()
+    model.zero_grad()
+    model(replace(batch, pixels=batch.pixels[batch.picture], picture=None)).ce.backward()
+    torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-7)
+    done = train(options(made, tellings=3, steps=2, **talk), tmp_path / 'run', progress=False)
+    assert not done.interrupted and done.steps == 2
 
 
 def test_stage2_keeps_the_expert(made, tmp_path):

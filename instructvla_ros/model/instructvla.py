@@ -28,6 +28,7 @@ class Batch:
         views: (B, V, 3, S', S') for DINO. actions: (B, H, 7) normalised. proprio: (B, 8) normalised, or None.
         noise: (B, H, 7) and t: (B,); or (B, R, H, 7) and (B, R): R draws per row, block mask only.
         valid: (B, H) bool, False after the end of the episode.
+        picture: (k,) row of ``pixels`` for every image of ``ids``, so that several dialogues share one; None: in order.
         All of views .. valid is None for language-only batches; with views alone the features are computed.
     """
 
@@ -40,6 +41,7 @@ class Batch:
     noise: Tensor | None = None
     t: Tensor | None = None
     valid: Tensor | None = None
+    picture: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Copy on a device."""
@@ -129,6 +131,8 @@ class InstructVLA(nn.Module):
         """
         seen = None if batch.pixels is None else self.vlm.image_features(batch.pixels)
         images = None if seen is None else self.vlm.project(seen)
+        if seen is not None and images is not None and batch.picture is not None:
+            seen, images = seen[batch.picture], images[batch.picture]
         hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images))
         ce = self.vlm.cross_entropy(hidden, batch.labels)
         if batch.views is None and batch.actions is None:

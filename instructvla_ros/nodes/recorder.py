@@ -88,6 +88,7 @@ class Recorder:
         video = VideoWriter(folder / 'video.mp4', self._views) if folder is not None else None
         with self._lock:
             self._clear()
+            self.sentence = ''  # that of the instruction before says nothing about this one
             self._video, self._active = video, True
             self._start_ns = self._node.now_ns()
             return self._start_ns

@@ -124,8 +124,10 @@ class Examples:
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Batch, Labels]:
         """A random batch; the motion is left out when the words may ask for something the episode does not do."""
-        rows = self.rows[np.minimum(np.searchsorted(self.cumulative, rng.random(count)), len(self.rows) - 1)]
-        return self.batch(rows, rng)
+        each = self.options.tellings
+        draws = rng.random(-(-count // each))
+        rows = self.rows[np.minimum(np.searchsorted(self.cumulative, draws), len(self.rows) - 1)]
+        return self.batch(np.repeat(rows, each)[:count], rng)
 
     def batch(self, rows: Array, rng: np.random.Generator, plain: bool = False) -> tuple[Batch, Labels]:
         """Batch of given frames. ``plain``: the episode's own instruction without any answer."""
@@ -139,14 +141,18 @@ class Examples:
             chosen.append(variant)
             encoded.append(self._words(texts, variant, int(store.frame[row]), rng, plain))
         ids, labels = self.prompts.collate(encoded)
-        joined, views = np.array(store.joined[rows]), np.array(store.views[rows])
+        shown, which = np.unique(rows, return_inverse=True) if options.tellings > 1 else (rows, None)
+        joined, views = np.array(store.joined[shown]), np.array(store.views[shown])
         if not self.held_out:
             joined, views = augment(joined, views, options.augment, rng)
+        if which is not None and options.acts:
+            views = views[which]
         batch = Batch(
             ids=torch.from_numpy(ids),
             labels=torch.from_numpy(labels),
             pixels=torch.from_numpy(siglip_scale(joined)),
             views=torch.from_numpy(dino_scale(views)) if options.acts else None,
+            picture=None if which is None else torch.from_numpy(which),
             **self._motion(rows, rng),
         )
         return batch, self._labels(rows, chosen)
@@ -156,9 +162,13 @@ class Examples:
 
         The last two need no picture and cost little; from plain commands a small model learns to repeat names.
         """
-        encoded, rows = [], []
-        for _ in range(count):
-            row = int(self.first[int(rng.integers(len(self.first)))])
+        encoded: list[Encoded] = []
+        shown: list[int] = []  # rows whose picture is needed
+        which: list[int] = []  # of them, for each dialogue with a picture
+        row = -1
+        for k in range(count):
+            if k % self.options.tellings == 0:
+                row = int(self.first[int(rng.integers(len(self.first)))])
             texts = self.corpus[self.store.episode[row]]
             pair = self._asked(texts, rng)
             draw = rng.random()
@@ -167,13 +177,16 @@ class Examples:
                 pair = said or self.facts[int(rng.integers(len(self.facts)))]
                 encoded.append(self.prompts.dialog(_turns(*pair), images=0))
             elif pair is not None:
-                rows.append(row)
+                if not shown or shown[-1] != row:
+                    shown.append(row)
+                which.append(len(shown) - 1)
                 encoded.append(self.prompts.dialog(_turns(*pair)))
         if not encoded:
             raise DataError(f'{self.store.place.parent.parent} has no captions or questions: set general_batch to 0')
         ids, labels = self.prompts.collate(encoded)
-        pixels = torch.from_numpy(siglip_scale(np.array(self.store.joined[rows]))) if rows else None
-        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels)
+        pixels = torch.from_numpy(siglip_scale(np.array(self.store.joined[shown]))) if shown else None
+        picture = torch.tensor(which) if len(which) > len(shown) else None
+        return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels, picture=picture)
 
     @staticmethod
     def _asked(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
