@@ -205,6 +205,7 @@ class Session:
                     'asked': e.instruction,
                     'policy': options.policy,
                     'checkpoint': options.checkpoint,
+                    'speed': options.speed,
                 }
             )
             for e in episodes
