@@ -97,13 +97,15 @@ def test_help_is_fast_and_imports_nothing_heavy():
         'heavy = {"numpy", "scipy", "torch", "mujoco", "rclpy", "matplotlib", "rich", "jinja2"} & set(sys.modules)\n'
         'print(sorted(heavy), file=sys.stderr)'
     )
-    best = 1e9
+    best = bare = 1e9
     for _ in range(3):
         began = time.perf_counter()
         done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - began)
+        ended = time.perf_counter()
+        subprocess.run([sys.executable, '-c', 'import argparse, json'], check=True)
+        best, bare = min(best, ended - began), min(bare, time.perf_counter() - ended)
         assert done.stderr.strip() == '[]'
-    assert best < 1.0
+    assert best < max(1.0, 5.0 * bare), f'{best:.2f} s, Python alone takes {bare:.2f} s'
 
 
 def test_output_into_a_closed_pipe_is_quiet():
@@ -219,6 +221,7 @@ def test_session_writes_what_the_episode_node_reads(session, tmp_path):
         'asked': 'pick up the red cube',
         'policy': 'expert',
         'checkpoint': '',
+        'speed': 1.0,
     }
 
 
