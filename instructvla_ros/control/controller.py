@@ -24,7 +24,7 @@ from .output import ControllerOutput, Mode
 from .route import Route, RouteRun
 from .safety import Motion, halt, move
 from .safety_chunk import check_chunk
-from .safety_motion import check_state, check_tracking
+from .safety_motion import check_rest, check_state, check_tracking
 from .time_law import MotionState, TimeLaw, plan_stop
 
 HORIZON_PERIODS = 2.0  # a command is to be reached this many periods after its stamp
@@ -304,12 +304,9 @@ class Controller:
         """Start the commanded motion at the measured position; False when that is not possible yet."""
         if fresh is None:
             return False
-        speed = np.abs(fresh.dq)
-        k = int(np.argmax(speed))
-        if speed[k] > ANCHOR_SPEED:
-            joint = self.bounds.joints[k]
-            text = f'{joint} still moves at {speed[k]:.3f} rad/s; waiting for the arm to rest before taking it over'
-            verdicts.append(Verdict('anchor', VerdictAction.HELD, joint, float(speed[k]), ANCHOR_SPEED, 'rad/s', text))
+        moving = check_rest(fresh, ANCHOR_SPEED, self.bounds)
+        if moving is not None:
+            verdicts.append(moving)
             return False
         pose = self.backend.forward(fresh.q)
         self._motion = Motion(MotionState.at_rest(fresh.q), pose)

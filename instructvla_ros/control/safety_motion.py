@@ -37,6 +37,17 @@ def check_state(state: RobotState | None, now_ns: int, bounds: Bounds) -> Verdic
     return None
 
 
+def check_rest(state: RobotState, limit: float, bounds: Bounds) -> Verdict | None:
+    """The joint that moves faster than ``limit`` [rad/s], so that the arm cannot be taken over yet, or None."""
+    speed = np.abs(state.dq)
+    k = int(np.argmax(speed))
+    if speed[k] <= limit:
+        return None
+    joint = bounds.joints[k]
+    text = f'{joint} still moves at {speed[k]:.3f} rad/s; waiting for the arm to rest before taking it over'
+    return Verdict('anchor', VerdictAction.HELD, joint, float(speed[k]), limit, 'rad/s', text)
+
+
 def clip_to_workspace(pose: Array, bounds: Bounds, chunk_id: str = '') -> tuple[Array, tuple[Verdict, ...]]:
     """Pose (4, 4) with its position inside the tcp box and above the table plane, one verdict per axis clipped."""
     position = pose[:3, 3]
