@@ -190,11 +190,13 @@ def test_annotated_image_shows_words_and_path(graph: Graph, start: Callable[...,
     graph.chunk()
     eventually(lambda: node._board.prediction, what='the chunk arrives')
     assert np.all(newest()[:480] == 80), 'without the robot description it is not known where the camera is'
-    assert 'no robot description' in node.diagnostics.status().message
+    # A picture that was on its way may have been drawn before the chunk came.
+    eventually(lambda: (newest(), 'no robot description' in node.diagnostics.status().message)[1], what='the reason')
     graph.description.publish(String(data=resources.robot_description(EMBODIMENT.name)))
     eventually(lambda: node._frames, what='the description')
     graph.chunk('chunk-b')
     eventually(lambda: node._board.prediction and node._board.prediction[0].id == 'chunk-b', what='another chunk')
+    eventually(lambda: np.any(newest()[:480] != 80), what='a picture with the path')
     rows, columns = np.nonzero(np.any(newest()[:480] != 80, axis=2))
     assert len(rows) > 50 and abs(np.mean(columns) - 320) < 5, 'the path runs in the plane of the camera'
     assert 'projection' not in node.diagnostics.status().message
