@@ -9,7 +9,7 @@ import time
 from .errors import ConfigError
 
 _ROUNDS, _COUNT = 7, 200_000
-_NEEDED = 20e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
+_NEEDED = 24e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
 MIN_SPEED = 0.05
 SPEEDS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.15, 0.1)
 
