@@ -27,7 +27,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_arm_moves_after_the_steps_before_it() -> None:
-    done = run('--limit', '300', 'viz:=false')  # the time itself is for a quiet machine
+    # The time itself is for a quiet machine.
+    done = run('--limit', '300', 'viz:=false', 'sim_speed:=auto')
     assert done.returncode == 0, done.stderr
     (times,) = json.loads(done.stdout)['runs']
     order = [times[k] for k in ('joint_states', 'action_server', 'accepted', 'chunk', 'command', 'motion')]
