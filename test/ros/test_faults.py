@@ -154,7 +154,9 @@ def test_a_bad_chunk_amid_good_ones_changes_nothing(cell: Cell) -> None:
         bad.steps = [float('nan')] * 56
         cell.witness.chunk_publisher.publish(bad)
         time.sleep(0.1)
-    assert cell.witness.mode == ControllerState.TRACKING and cell.witness.moving()
+    witness = cell.witness
+    # A chunk of the policy that comes late makes a slow machine brake for a moment; a bad one must not be why.
+    eventually(lambda: witness.mode == ControllerState.TRACKING and witness.moving(), 2.0, 'tracking goes on')
     assert goal.cancel().outcome == Result.STOPPED
 
 
