@@ -13,7 +13,7 @@ from typing import Any
 from . import config, resources
 from .errors import ConfigError, SetupError, TaskError, suggest
 from .graph import Graph, NodeSpec, node
-from .pace import MIN_SPEED
+from .pace import check_speed, stretched_lease
 from .settings import Control, Embodiment, PolicySettings
 
 LOADING = 600.0  # weights of several gigabytes from a slow disk take minutes [s]
@@ -91,7 +91,7 @@ def check_options(options: GraphOptions) -> None:
         raise ConfigError("policy 'instructvla' needs weights: name a run directory or a hub id with --checkpoint")
     named = options.checkpoint
     shipped = resources.shipped_models()
-    if named and not Path(named).expanduser().exists() and named not in shipped and named.count('/') != 1:
+    if named and resources.local_checkpoint(named) is None and named.count('/') != 1:
         raise ConfigError(
             f'no checkpoint at {named}: give a folder, a hub id owner/name, or one that comes with the package '
             f'({", ".join(shipped) or "none here"})'
@@ -100,8 +100,7 @@ def check_options(options: GraphOptions) -> None:
         raise ConfigError(f'the time limit is {options.time_limit} s; give 0 (that of the task) to 3600 s')
     if options.web_port is not None and not 1 <= options.web_port <= 65535:
         raise ConfigError(f"the port of the operator's page is {options.web_port}; give 1 to 65535")
-    if not MIN_SPEED <= options.speed <= 1.0:
-        raise ConfigError(f'the speed is {options.speed}; give auto, or {MIN_SPEED} to 1 simulated seconds per second')
+    check_speed(options.speed)
     robot = config.load(Embodiment, resources.config_file(options.embodiment))
     if not robot.views:
         raise ConfigError(f'{options.embodiment} has no views; the policy needs at least one camera')
@@ -174,8 +173,7 @@ def _slow_down(own: dict[str, dict[str, Any]], speed: float, control: Control) -
         values['use_sim_time'] = True
     own['sim_node']['speed'] = speed
     own['policy_node']['sim_speed'] = own['episode_node']['sim_speed'] = speed
-    # The middleware counts the lease in seconds of the machine.
-    own['controller_node']['chunk_lease'] = min(control.chunk_lease / speed, 60.0)
+    own['controller_node']['chunk_lease'] = stretched_lease(control.chunk_lease, speed)
 
 
 class Session:

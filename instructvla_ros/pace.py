@@ -10,7 +10,8 @@ from .errors import ConfigError
 
 _ROUNDS, _COUNT = 7, 200_000
 _NEEDED = 24e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
-MIN_SPEED = 0.05
+MIN_SPEED = 0.05  # simulated seconds per second
+LONGEST_LEASE = 60.0  # that the controller takes [s]
 SPEEDS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.15, 0.1)
 
 
@@ -43,11 +44,25 @@ def read_speed(text: str) -> float:
         speed = float(text)
     except ValueError:
         speed = float('nan')
+    return check_speed(speed, repr(text))
+
+
+def check_speed(speed: float, told: str = '') -> float:
+    """The same speed; ``told`` is how it was written.
+
+    Raises:
+        ConfigError: out of bounds, or not a number.
+    """
     if not MIN_SPEED <= speed <= 1.0:
         raise ConfigError(
-            f'the speed is {text!r}; give auto, or {MIN_SPEED} to 1 simulated seconds per second, such as 0.5'
+            f'the speed is {told or speed}; give auto, or {MIN_SPEED} to 1 simulated seconds per second, such as 0.5'
         )
     return speed
+
+
+def stretched_lease(lease: float, speed: float) -> float:
+    """``chunk_lease`` [s] at a speed: the middleware counts it in seconds of the machine."""
+    return min(lease / speed, LONGEST_LEASE)
 
 
 def comfortable_speed(pace: float | None = None, usable: int | None = None) -> float:

@@ -45,7 +45,7 @@ from launch_ros.substitutions import FindPackageShare
 from instructvla_ros import config
 from instructvla_ros.errors import ConfigError, InstructVLAError
 from instructvla_ros.launch_checks import problems
-from instructvla_ros.pace import read_speed
+from instructvla_ros.pace import read_speed, stretched_lease
 from instructvla_ros.resources import choose_policy, config_file
 from instructvla_ros.settings import Control, Embodiment
 from launch import LaunchContext, LaunchDescription
@@ -136,13 +136,13 @@ def use_sim_time_of(given: Callable[[str], str]) -> str:
 
 
 def chunk_lease_of(given: Callable[[str], str]) -> str:
-    """The middleware counts the lease in seconds of the machine."""
-    return str(config.load(Control, config_file('controller.yaml')).chunk_lease / speed_of(given))
+    return str(stretched_lease(config.load(Control, config_file('controller.yaml')).chunk_lease, speed_of(given)))
 
 
 def check(context: LaunchContext) -> None:
     """End the launch when an argument cannot work, while nothing has been started."""
     kinds = {'seed': int, 'web_port': int, 'use_sim_time': bool}
+
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 

@@ -61,6 +61,11 @@ class Progress:
         if not self._quiet and self._console is not None:
             self._line(text)
 
+    def pace(self, speed: float) -> None:
+        """Tell that the simulator is slower than the clock, if it is."""
+        if speed != 1.0:
+            self.note(f'in slow motion: {speed:g} simulated seconds per second (--speed)')
+
     def update(self, event: dict[str, Any]) -> None:
         """Show one event of :meth:`Session.events`."""
         if self._quiet or self._console is None:

@@ -105,8 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.web:
             address = f'http://127.0.0.1:{arguments.web_port}/'
             print(f"operator's page: {address}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
-        if options.speed != 1.0:
-            progress.note(slow_motion(options.speed))
+        progress.pace(options.speed)
         for event in running.events():
             progress.update(event)
         row = running.rows[0]
@@ -117,11 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.keep_open or arguments.web:
             _wait(running, arguments.json)
     return 0 if row['success'] else 1
-
-
-def slow_motion(speed: float) -> str:
-    """What a person is told about a simulator that is slower than the clock."""
-    return f'in slow motion: {speed:g} simulated seconds per second, as fast as this machine keeps up with'
 
 
 def _report(folder: Path, arguments: argparse.Namespace, domain: int, speed: float) -> Path:

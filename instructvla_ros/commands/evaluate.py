@@ -89,7 +89,6 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     from ..evaluation import machine, runlog, scores
     from ..pace import read_speed
     from ._progress import Progress
-    from .demo import slow_motion
 
     options = session.GraphOptions(
         policy=arguments.policy,
@@ -115,8 +114,7 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
         if before:
             progress.note(f'{len(before)} of {len(wanted)} episodes are already in {folder / session.RESULTS}')
         if missing:
-            if options.speed != 1.0:
-                progress.note(slow_motion(options.speed))
+            progress.pace(options.speed)
             with session.Session(missing, folder, options) as running:
                 for event in running.events():
                     progress.update(event)

@@ -121,7 +121,7 @@ def _note(log: RunLog) -> str:
     who, speed = POLICIES.get(str(log.meta.get('policy', '')), ''), log.meta.get('speed')
     if speed in (None, 1.0):
         return who
-    slow = f'Simulated at {speed:g} of real time, for the machine to keep up; every time here is in simulated seconds'
+    slow = f'Simulated at {speed:g} of real time; every time here is in simulated seconds'
     return f'{who}. {slow}' if who else slow
 
 

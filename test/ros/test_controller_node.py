@@ -276,7 +276,8 @@ def test_silent_joint_states_stop_the_arm(setup):
     arm.play()
 
 
-def test_a_clock_that_jumps_back_is_survived(spin):
+def on_simulated_time(spin) -> Arm:
+    """An arm that makes the time, held by a controller that takes its time from it."""
     arm = Arm(clock=True)
     controller = ControllerNode(
         parameter_overrides=[Parameter('use_sim_time', value=True), Parameter('start_enabled', value=True)]
@@ -284,6 +285,11 @@ def test_a_clock_that_jumps_back_is_survived(spin):
     spin(controller)
     spin(arm)
     eventually(lambda: arm.mode == ControllerState.HOLDING and arm.chunks.get_subscription_count(), what='HOLDING')
+    return arm
+
+
+def test_a_clock_that_jumps_back_is_survived(spin):
+    arm = on_simulated_time(spin)
     arm.play()
     arm.follower.reset(EMBODIMENT.home)
     arm.time_shift = -3600 * 10**9
@@ -293,13 +299,7 @@ def test_a_clock_that_jumps_back_is_survived(spin):
 
 
 def test_a_clock_that_stands_still_hides_nothing(spin):
-    arm = Arm(clock=True)
-    controller = ControllerNode(
-        parameter_overrides=[Parameter('use_sim_time', value=True), Parameter('start_enabled', value=True)]
-    )
-    spin(controller)
-    spin(arm)
-    eventually(lambda: arm.mode == ControllerState.HOLDING and arm.chunks.get_subscription_count(), what='HOLDING')
+    arm = on_simulated_time(spin)
     arm.frozen = arm.now_ns()
     time.sleep(0.5)
     arm.states.clear()
