@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 from . import resources
 from .errors import SetupError
+from .evaluation.machine import usable_cores
 
 OK, NOTE, MISSING = 'ok', 'note', 'missing'
 IMAGE_BYTES = 640 * 480 * 3
@@ -124,7 +125,7 @@ def has_ros_package(name: str) -> bool:
 
 def machine() -> Iterator[Finding]:
     """Cores, memory, disk, shared memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    cores = usable_cores()
     memory = {}
     for line in _read('/proc/meminfo').splitlines():
         memory[line.split(':')[0]] = int(line.split()[1]) / 2**20

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 
 from .errors import ConfigError
+from .evaluation.machine import usable_cores
 
 _ROUNDS, _COUNT = 7, 200_000
 _NEEDED = 24e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
@@ -25,11 +25,6 @@ def additions_per_second() -> float:
             total += k
         times.append(time.perf_counter() - began)
     return _COUNT / statistics.median(times)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def read_speed(text: str) -> float:
@@ -74,6 +69,6 @@ def comfortable_speed(pace: float | None = None, usable: int | None = None) -> f
         pace: additions per second of one core; measured when left out. usable: cores; those of this process.
     """
     pace = additions_per_second() if pace is None else pace
-    usable = cores() if usable is None else usable
+    usable = usable_cores() if usable is None else usable
     share = pace / _NEEDED * min(usable, 4) / 2.0
     return next((s for s in SPEEDS if s <= share), SPEEDS[-1])

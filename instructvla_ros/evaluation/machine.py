@@ -56,9 +56,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def _cores() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'{usable} usable of {os.cpu_count()}'
+    return f'{usable_cores()} usable of {os.cpu_count()}'
 
 
 def _memory() -> str:

@@ -35,6 +35,7 @@ from ..sim.relations import scene_objects
 from ..sim.tasks import Episode
 from ..sim.world import World
 from . import runlog
+from .machine import usable_cores
 from .rollout import START_NS, Moment, RolloutResult, run_episode
 from .seams import Seams
 from .simpler import write_video
@@ -315,7 +316,7 @@ def _beside(missing: Sequence[Case], setup: Setup, workers: int) -> Iterator[dic
         return
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context('spawn')  # a fork would share locks and graphics with this process
-    threads = max(1, _cores() // workers)
+    threads = max(1, usable_cores() // workers)
     pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start, (setup, threads))
     try:
         for done in as_completed([pool.submit(_in_worker, case) for case in missing]):
@@ -355,13 +356,9 @@ def _in_worker(case: Case) -> dict[str, Any]:
     return _CELL.run(case)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 def default_workers() -> int:
     """One per core that this process may use, at most eight."""
-    return min(8, _cores())
+    return min(8, usable_cores())
 
 
 __all__ = [
