@@ -245,7 +245,10 @@ def transport(rmw: str) -> Iterator[Finding]:
     except (ElementTree.ParseError, ValueError) as err:
         yield Finding('images', NOTE, f'{file} is not a valid profile: {err}', use)
         return
-    if max(sizes, default=0) < 2 * IMAGE_BYTES:
+    if not sizes:
+        text = f'{file} carries images by UDP alone: nothing is left of a killed node, but the processor has more to do'
+        yield Finding('images', NOTE, text, use + ', unless nodes are killed')
+    elif max(sizes) < 2 * IMAGE_BYTES:
         text = f'{file} has no shared memory segment with room for two 640x480 images ({2 * IMAGE_BYTES} bytes)'
         yield Finding('images', NOTE, text, use)
     else:

@@ -104,6 +104,11 @@ def test_our_profiles_are_good(name: str, plain: pytest.MonkeyPatch) -> None:
     assert images().level == OK
 
 
+def test_the_profile_without_shared_memory_says_what_it_costs(plain: pytest.MonkeyPatch) -> None:
+    plain.setenv('FASTDDS_DEFAULT_PROFILES_FILE', str(resources.config_file('fastdds_udp.xml')))
+    assert images().level != OK and 'UDP alone' in images().text
+
+
 def test_profiles_that_do_not_do(plain: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / 'profile.xml'
     plain.setenv('FASTDDS_DEFAULT_PROFILES_FILE', str(file))

@@ -72,6 +72,17 @@ def test_the_controller_follows_a_route_and_says_so():
     assert rig.run(0.3)[-1].mode is Mode.TRACKING, 'chunks are taken again'
 
 
+def test_after_a_stall_the_route_goes_on_and_nothing_is_caught_up():
+    rig = Rig(q=AWAY, ramp_time=0.0)
+    run = rig.controller.follow(straight_route(rig.controller.joints(), HOME, BOUNDS, 0.3), 'home')
+    rig.run(0.5)
+    rig.now += 100_000_000
+    before = len(rig.outputs)
+    rig.run(run.route.duration)
+    speeds = np.array([np.abs(o.dq) / BOUNDS.velocity for o in rig.outputs[before:] if o.dq is not None])
+    assert run.problem == '' and 0.2 < speeds.max() < 0.32
+
+
 @pytest.mark.parametrize('end', ['stop', 'disable', 'silence'])
 def test_a_route_ends_when_the_arm_has_to_hold(end):
     rig = Rig(q=AWAY, ramp_time=0.0)

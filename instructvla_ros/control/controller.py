@@ -170,8 +170,8 @@ class Controller:
         Args:
             route: has to begin at the commanded joints. name: of the motion, for the verdicts.
         """
+        run = RouteRun.of(route, name, self.bounds)
         with self._lock:
-            run = RouteRun(route, name)
             problem = ''
             if self._latch:
                 problem = f'the stop latch is set ({self._latch}); call reset, then enable'
@@ -367,15 +367,14 @@ class Controller:
     def _follow(self, run: RouteRun, now_ns: int, verdicts: list[Verdict]) -> None:
         """One period along a route; the time law decides what of it is done."""
         assert self._motion is not None
-        run.start_ns = run.start_ns or now_ns
-        q, dq = run.route.at((now_ns - run.start_ns) * 1e-9)
-        joints, changes = self.law.advance(self._motion.joints, q, dq)
+        q, dq = run.advance(self.bounds.period)
+        joints, changes = self.law.advance(self._motion.joints, q, dq, run.ceiling)
         verdicts += changes
         self.backend.reset(joints.q)
         self._motion = Motion(joints, self.backend.forward(joints.q))
         self._record(now_ns)
         late = float(np.abs(joints.q - q).max())
-        problem = run.over(now_ns, joints.q, joints.dq)
+        problem = run.over(joints.q, joints.dq)
         if late > self.bounds.safety.max_joint_jump:
             why = changes[-1].text if changes else 'the limits of the arm'
             problem = f'the arm cannot follow ({late:.3f} rad behind): {why}'

@@ -23,6 +23,8 @@ ARRIVED = 2e-3  # rad
 AT_REST = 1e-3  # rad/s
 SETTLE_TIME = 1.0  # s after the end of a route until the arm has to be there
 STEPS = 400  # points of a line of our own
+SHARE_SAMPLES = 200  # points of a route at which its speed is looked at
+ROOM = 1.06  # of the fastest speed of a route: what it may take to come back to it after a stall
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Route:
     def duration(self) -> float:
         """Time to the last point [s]."""
         return float(self.times[-1])
+
+    def share(self, velocity: Array) -> float:
+        """The largest share of ``velocity`` (n,) [rad/s] that the route uses, 0.. ."""
+        speeds = [np.abs(self.at(float(t))[1]) / velocity for t in np.linspace(0.0, self.duration, SHARE_SAMPLES)]
+        return float(np.max(speeds))
 
     def at(self, time: float) -> tuple[Array, Array]:
         """Position (n,) [rad] and velocity (n,) [rad/s]; at rest in the last point from the end on."""
@@ -134,15 +141,22 @@ class RouteRun:
     """A route on its way.
 
     Attributes:
-        route: to follow. name: of the motion. start_ns: time of its first point [ns], 0 before it began.
+        route: to follow. name: of the motion. ceiling: share of the joint speeds that may be used on it, 0..1.
+        elapsed: how much of its time has been followed [s].
         done: set at the end. problem: why it ended early, '' when it arrived.
     """
 
     route: Route
     name: str
-    start_ns: int = 0
+    ceiling: float = 1.0
+    elapsed: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
     problem: str = ''
+
+    @classmethod
+    def of(cls, route: Route, name: str, bounds: Bounds) -> RouteRun:
+        """A run that is never much faster than the route itself."""
+        return cls(route, name, float(np.clip(ROOM * route.share(bounds.velocity), 0.05, 1.0)))
 
     def end(self, problem: str) -> Verdict:
         """Finish; the verdict that says how."""
@@ -152,9 +166,17 @@ class RouteRun:
             return Verdict('route', VerdictAction.HELD, self.name, text=f'{self.name}: {problem}; braking and holding')
         return Verdict('route', VerdictAction.PASSED, self.name, text=f'{self.name}: arrived')
 
-    def over(self, now_ns: int, q: Array, dq: Array) -> str | None:
+    def advance(self, period: float) -> tuple[Array, Array]:
+        """Where to be after one more period [s] of the controller: position (n,) [rad], velocity (n,) [rad/s].
+
+        Counted in periods, not read from a clock, which would have the arm catch up after a stall.
+        """
+        self.elapsed += period
+        return self.route.at(self.elapsed)
+
+    def over(self, q: Array, dq: Array) -> str | None:
         """'' on arrival, a reason when the arm is not there in time, None while it is under way."""
-        late = (now_ns - self.start_ns) * 1e-9 - self.route.duration
+        late = self.elapsed - self.route.duration
         if late < 0.0:
             return None
         left = float(np.abs(q - self.route.positions[-1]).max())

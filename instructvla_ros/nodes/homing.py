@@ -11,14 +11,14 @@ from std_srvs.srv import Trigger
 from ..control.bounds import Bounds
 from ..control.controller import Controller
 from ..control.direct import DirectBackend
-from ..control.route import SETTLE_TIME, Route, check_route, straight_route
+from ..control.route import Route, check_route, straight_route
 from ..errors import InstructVLAError
 from ..settings import Control, Embodiment
 from .background import in_thread
 from .moveit_asking import AskingBackend
 from .runtime import BaseNode
 
-GRACE = 5.0  # s beyond the duration of the route until the answer comes in any case
+GRACE = 5.0  # s without any progress until the answer comes in any case
 
 
 class Homing:
@@ -72,8 +72,11 @@ class Homing:
         try:
             route = self._route()
             run = self._controller.follow(route, 'home')
-            if not run.done.wait(timeout=route.duration + SETTLE_TIME + GRACE):
-                raise InstructVLAError('no end of the motion was seen; is the clock running?')
+            followed = -1.0
+            while not run.done.wait(timeout=GRACE):
+                if run.elapsed <= followed:
+                    raise InstructVLAError(f'the motion has not gone on for {GRACE:.0f} s; is the clock running?')
+                followed = run.elapsed
             if run.problem:
                 raise InstructVLAError(run.problem)
             return f'at home after {route.duration:.1f} s'

@@ -9,6 +9,7 @@ because the message came late, it takes longer and the rest follows later, as be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,8 +23,17 @@ CATCH_UP = 0.25
 """How much longer than asked a bridge may take [s]; beyond it the trajectory asks for a leap and is refused."""
 
 
+class _Path(NamedTuple):
+    """Replaced as a whole, so that one thread may sample while another accepts."""
+
+    base_ns: int
+    times: Array
+    q: Array
+    v: Array | None
+
+
 class TrajectoryFollower:
-    """The commanded joint state as a function of time.
+    """The commanded joint state as a function of time. May be sampled from any thread.
 
     Args:
         embodiment: names, order and limits of the joints. q: where the arm stands (n,) [rad].
@@ -43,10 +53,7 @@ class TrajectoryFollower:
         where = np.array(q, dtype=np.float64)
         if where.shape != (len(self.joints),) or not np.all(np.isfinite(where)):
             raise ValueError(f'q must be {len(self.joints)} finite numbers, got {where!r}')
-        self._base_ns = 0
-        self._times = np.zeros(1)
-        self._q = where[None]
-        self._v: Array | None = None
+        self._path = _Path(0, np.zeros(1), where[None], None)
 
     def accept(
         self,
@@ -95,23 +102,24 @@ class TrajectoryFollower:
         reason = self._within_limits(times, path, slopes)
         if reason:
             return reason
-        self._base_ns, self._times, self._q, self._v = now_ns, times, path, slopes
+        self._path = _Path(now_ns, times, path, slopes)
         return ''
 
     def sample(self, now_ns: int) -> tuple[Array, Array]:
         """Commanded q (n,) [rad] and dq (n,) [rad/s]; after the end the last point, at rest."""
-        t = (now_ns - self._base_ns) * 1e-9
-        if t >= self._times[-1]:
-            return self._q[-1].copy(), np.zeros(len(self.joints))
+        base_ns, times, path, slopes = self._path
+        t = (now_ns - base_ns) * 1e-9
+        if t >= times[-1]:
+            return path[-1].copy(), np.zeros(len(self.joints))
         t = max(t, 0.0)
-        k = int(np.searchsorted(self._times, t, side='right')) - 1
-        h = self._times[k + 1] - self._times[k]
-        s = t - self._times[k]
-        q0, q1 = self._q[k], self._q[k + 1]
-        if self._v is None:
+        k = int(np.searchsorted(times, t, side='right')) - 1
+        h = times[k + 1] - times[k]
+        s = t - times[k]
+        q0, q1 = path[k], path[k + 1]
+        if slopes is None:
             slope = (q1 - q0) / h
             return q0 + s * slope, slope
-        b, c, d = self._v[k], *_cubic(q0, q1, self._v[k], self._v[k + 1], h)
+        b, c, d = slopes[k], *_cubic(q0, q1, slopes[k], slopes[k + 1], h)
         return q0 + s * (b + s * (c + s * d)), b + s * (2.0 * c + 3.0 * s * d)
 
     def _names_fit(self, names: list[str]) -> str:

@@ -252,21 +252,10 @@ class Cell:
             pass  # the context ended first
 
     def revive(self, name: str) -> None:
-        """Start a process again that was killed, and wait until everybody hears everybody.
-
-        Fast DDS cleans up after a killed process only in time: now and then its successor finds shared memory that
-        nobody reads any more, and is deaf and dumb. Ending that one in order and starting again helps.
-        """
-        for patience in (25.0, 40.0):
-            since = time.monotonic() + 0.5  # later than what the killed one said last
-            self.graph.restart(name)
-            try:
-                self.wait_ready(since, patience)
-                return
-            except AssertionError as err:
-                if patience == 40.0:
-                    raise
-                print(f'{name} is started once more: {err}')
+        """Start a process again that was killed, and wait until everybody hears everybody."""
+        since = time.monotonic() + 0.5  # later than what the killed one said last
+        self.graph.restart(name)
+        self.wait_ready(since)
 
     def wait_ready(self, since: float | None = None, patience: float = 40.0) -> None:
         """Wait until every process has been heard after ``since``; at most ``patience`` [s]."""
