@@ -24,7 +24,7 @@ AT_REST = 1e-3  # rad/s
 SETTLE_TIME = 1.0  # s after the end of a route until the arm has to be there
 STEPS = 400  # points of a line of our own
 SHARE_SAMPLES = 200  # points of a route at which its speed is looked at
-ROOM = 1.06  # of the fastest speed of a route: what it may take to come back to it after a stall
+ROOM = 1.06  # of the fastest speed of a route, after a stall too; the time law follows 0.95 of its ceiling without lag
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Route:
         return float(self.times[-1])
 
     def share(self, velocity: Array) -> float:
-        """The largest share of ``velocity`` (n,) [rad/s] that the route uses, 0.. ."""
+        """The largest share of ``velocity`` (n,) [rad/s] that the route uses; 0 when it stands still."""
         speeds = [np.abs(self.at(float(t))[1]) / velocity for t in np.linspace(0.0, self.duration, SHARE_SAMPLES)]
         return float(np.max(speeds))
 
@@ -148,7 +148,7 @@ class RouteRun:
 
     route: Route
     name: str
-    ceiling: float = 1.0
+    ceiling: float
     elapsed: float = 0.0
     done: threading.Event = field(default_factory=threading.Event)
     problem: str = ''
