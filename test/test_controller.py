@@ -375,6 +375,23 @@ def test_a_blocked_arm_is_not_pushed_further():
     assert verdict.rule == 'tracking_error'
 
 
+def test_an_arm_that_follows_is_not_taken_for_a_blocked_one_because_its_states_are_late():
+    rig = Rig(ramp_time=0.0, safety=Safety(max_state_age=1.0))
+    seen = deque([rig.measured()], maxlen=31)
+    turn = np.tile([0.0, 0.0, 0, 0, 0, 0.08, 1.0], (16, 1))
+    outputs = []
+    for k in range(200):
+        if k % 40 == 0:
+            rig.feed(turn)
+        seen.append(rig.measured())
+        outputs.append(rig.tick(state=seen[0]))  # 0.3 s old
+    behind = [np.abs(o.command.q - rig.outputs[0].q).max() for o in outputs]
+    assert max(behind) > 0.6, 'it turned further than the bound on the tracking error'
+    fastest = max(np.abs(o.command.dq).max() for o in outputs)
+    assert 0.3 * fastest > 0.2, 'fast enough for its lateness to be worth a good part of that bound'
+    assert 'tracking_error' not in rules(outputs)
+
+
 def test_a_moving_arm_is_not_taken_over():
     rig = Rig(enabled=False)
     rig.controller.enable(True)

@@ -1,5 +1,8 @@
 """Routes in joint space: the straight way home, its checks, and how the controller follows one."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_controller import ARM, HOME, KIN, Rig, rules
@@ -83,8 +86,16 @@ def test_after_a_stall_the_route_goes_on_and_nothing_is_caught_up():
     assert run.problem == '' and 0.2 < speeds.max() < 0.32
 
 
-@pytest.mark.parametrize('end', ['stop', 'disable', 'silence'])
-def test_a_route_ends_when_the_arm_has_to_hold(end):
+@pytest.mark.parametrize(
+    ('end', 'text'),
+    [
+        ('stop', 'stopped: test'),
+        ('disable', 'disabled'),
+        ('silence', 'no joint state has arrived'),
+        ('blocked', 'rad from its command.*free the arm'),
+    ],
+)
+def test_a_route_ends_when_the_arm_has_to_hold_and_says_why(end, text):
     rig = Rig(q=AWAY, ramp_time=0.0)
     run = rig.controller.follow(straight_route(rig.controller.joints(), HOME, BOUNDS, 0.3), 'home')
     rig.run(0.5)
@@ -92,8 +103,10 @@ def test_a_route_ends_when_the_arm_has_to_hold(end):
         rig.controller.stop('test')
     elif end == 'disable':
         rig.controller.enable(False)
-    rig.run(0.6, **({'state': None} if end == 'silence' else {}))
-    assert run.done.is_set() and run.problem and not np.any(rig.outputs[-1].dq)
+    blocked = rig.measured()
+    for _ in range(200 if end == 'blocked' else 60):
+        rig.tick({'silence': None, 'blocked': replace(blocked, stamp_ns=rig.now)}.get(end, 'measured'))
+    assert run.done.is_set() and re.search(text, run.problem) and not np.any(rig.outputs[-1].dq)
     assert np.abs(rig.q - HOME).max() > 0.2
 
 

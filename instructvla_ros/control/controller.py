@@ -17,6 +17,7 @@ from ..settings import Control, Embodiment
 from .bounds import Bounds
 from .chunk_player import ChunkPlayer, Sample
 from .clearance import Answer, Clearance, Gate
+from .commanded import Commanded
 from .direct import Backend, DirectBackend
 from .gripper import GripperSwitch
 from .kinematics import Kinematics
@@ -58,9 +59,8 @@ class Controller:
         self.backend: Backend = backend or DirectBackend(embodiment, self.bounds, kinematics)
         self.law = TimeLaw(self.bounds, self.backend.position, self.backend.collision)
         self.player = ChunkPlayer(control, self.bounds)
-        self._gate: Gate | None = None
-        if clearance is not None:
-            self._gate = Gate(clearance, control.moveit.timeout, control.moveit.spacing)
+        self._past = Commanded(control.safety.max_state_age)
+        self._gate = None if clearance is None else Gate(clearance, control.moveit.timeout, control.moveit.spacing)
         self._run: RouteRun | None = None
         self._gripper = GripperSwitch(embodiment.gripper)
         self._gripper_due = False
@@ -157,8 +157,7 @@ class Controller:
                 return ()
             chunk, verdicts = self._gate.settle(answer)
             if chunk is not None:
-                refusal = self._refusal(chunk)
-                verdicts = (*verdicts, *(refusal or self.player.admit(chunk, now_ns)))
+                verdicts = (*verdicts, *(self._refusal(chunk) or self.player.admit(chunk, now_ns)))
             elif verdicts and self._motion is not None:
                 self.player.stop(self._motion.target)  # brake: what is in the way may be in the way of the old chunk
             self._pending += verdicts
@@ -313,6 +312,7 @@ class Controller:
         self._pose = pose
         self.backend.reset(fresh.q)
         self.player.reset(pose, now_ns)
+        self._past.clear()
         if not self._driving:
             self._gripper.reset(fresh.gripper)
         return True
@@ -325,7 +325,7 @@ class Controller:
         if fresh is None:
             self._blocked = 'joint_state'
         elif self._driving and not self._dry_run:
-            error = check_tracking(self._motion.joints.q, fresh.q, self.bounds)
+            error = check_tracking(self._past.at(fresh.stamp_ns, self._motion.joints.q), fresh.q, self.bounds)
             if error is not None:
                 verdicts.append(error)
                 self._blocked = 'tracking_error'
@@ -338,7 +338,8 @@ class Controller:
             if active and not self._blocked:
                 self._follow(self._run, now_ns, verdicts)
                 return None
-            self._end_run(self._blocked or self._latch or 'the controller was disabled')
+            why = next((v.text for v in reversed(verdicts) if v.rule in {self._blocked, 'stop_latch'}), '')
+            self._end_run(why or 'the controller was disabled')
         playing = self.player.active
         if not active or self._blocked or not playing:
             self._halt(now_ns, playing, active, fresh, verdicts)
@@ -409,6 +410,7 @@ class Controller:
         assert self._motion is not None
         self._pose = self.backend.forward(self._motion.joints.q)
         self.player.record(now_ns, self._pose)
+        self._past.record(now_ns, self._motion.joints.q)
 
     def _mode(self, sample: Sample | None) -> Mode:
         if self._latch:
