@@ -112,6 +112,42 @@ def test_checkpointed_activations_give_the_same_gradients(stage2):
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_rows_sorted_by_length_give_the_same_losses_and_gradients(stage2):
+    """Three dialogues of unlike length, the longest in the middle; the widths that are run through are what is saved."""
+    texts = ['lift up', 'put the red cube that is left of the blue ball in the bowl', 'lift the cube up']
+    prompts = stage2.prompts
+    ids, labels = (
+        torch.from_numpy(a) for a in prompts.collate([prompts.dialog(prompts.action_messages(t)) for t in texts])
+    )
+    pixels, views, proprio, noise = doubles.inputs(stage2.config, 3)
+    generator = torch.Generator().manual_seed(1)
+    actions = torch.rand(noise.shape, generator=generator)
+    batch = Batch(ids, labels, pixels, views, actions, proprio, noise, sample_time(3, generator))
+    real = [len(prompts.dialog(prompts.action_messages(t)).ids) for t in texts]
+    assert batch.lengths().tolist() == [pytest.approx(n, abs=1) for n in real]
+
+    widths, decoder = [], stage2.model.vlm.decoder
+    decoder.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    set_trainable(stage2.model, 'stage2')
+
+    def run(groups):
+        stage2.model.zero_grad(set_to_none=True)
+        losses = stage2.model(batch, length_groups=groups)
+        losses.total.backward()
+        grown = {n: p.grad.clone() for n, p in stage2.model.named_parameters() if p.grad is not None}
+        return losses, grown
+
+    (whole, grown), first = run(1), len(widths)
+    for groups in (2, 3, 8):
+        parts, same = run(groups)
+        for a, b in ((parts.flow, whole.flow), (parts.ce, whole.ce), (parts.latent, whole.latent)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert same.keys() == grown.keys()
+        for name in grown:
+            torch.testing.assert_close(same[name], grown[name], rtol=1e-3, atol=1e-5)
+    assert set(widths[:first]) == {max(real)} and min(widths) <= min(real) < max(real)
+
+
 def test_dropout_acts_in_training_only(stage2):
     model, batch = stage2.model, batch_of(stage2)
     assert model(batch).total == model(batch).total

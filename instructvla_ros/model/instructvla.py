@@ -43,6 +43,12 @@ class Batch:
     valid: Tensor | None = None
     picture: Tensor | None = None
 
+    def lengths(self) -> Tensor:
+        """(B,) tokens of each row up to the last that is supervised or differs from the last of the row (padding)."""
+        places = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        matters = (self.ids != self.ids[:, -1:]) | (self.labels != -100)
+        return (matters * places).amax(1).clamp(min=1)
+
     def to(self, device: torch.device) -> Batch:
         """Copy on a device."""
         moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
@@ -122,10 +128,13 @@ class InstructVLA(nn.Module):
         self.vlm.decoder.checkpointing = on
         self.expert.decoder.checkpointing = on
 
-    def forward(self, batch: Batch, *, mask: str | None = None, mask_padding: bool = True) -> Losses:
+    def forward(
+        self, batch: Batch, *, mask: str | None = None, mask_padding: bool = True, length_groups: int = 1
+    ) -> Losses:
         """Losses of a batch.
 
         Args:
+            length_groups: parts, by length, in which the decoder runs through the rows (:meth:`.Eagle2.hidden`).
             mask: 'bias' or 'block' instead of the configured mask of the expert.
             mask_padding: leave steps after the end of an episode out of the flow loss; False matches the reference.
         """
@@ -133,7 +142,8 @@ class InstructVLA(nn.Module):
         images = None if seen is None else self.vlm.project(seen)
         if seen is not None and images is not None and batch.picture is not None:
             seen, images = seen[batch.picture], images[batch.picture]
-        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images))
+        lengths = batch.lengths() if length_groups > 1 else None
+        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images), lengths, length_groups)
         ce = self.vlm.cross_entropy(hidden, batch.labels)
         if batch.views is None and batch.actions is None:
             return Losses(ce.new_zeros(()), ce, image_features=seen, image_tokens=images)

@@ -118,10 +118,24 @@ class Eagle2(nn.Module):
             hidden = self.decoder(x, cache=cache, **kwargs)
         return self.gate.rank_weights(hidden)
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Final-norm output (B, N, d) of embeddings x (B, N, d); right padding needs no mask under causality."""
-        out: Tensor = self.decoder(x, gate=self.rank_gate(x))
-        return out
+    def hidden(self, x: Tensor, lengths: Tensor | None = None, groups: int = 1) -> Tensor:
+        """Final-norm output (B, N, d) of embeddings x (B, N, d); right padding needs no mask under causality.
+
+        Args:
+            lengths: (B,) tokens of each row that matter. groups: of equally many rows, by length, each computed only
+                as far as its longest; behind that the output is 0. Their number is always the same, so that
+                processes that share the weights stay together.
+        """
+        if lengths is None or groups < 2:
+            out: Tensor = self.decoder(x, gate=self.rank_gate(x))
+            return out
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.tensor_split(min(groups, len(x))):
+            longest = int(lengths[rows].max())
+            part = self.hidden(x[rows, :longest])
+            parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
+        return torch.cat(parts)[order.argsort()]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., vocabulary + queries)."""

@@ -36,7 +36,9 @@ class Objective(nn.Module):
             return self._losses(batch, labels, general)
 
     def _losses(self, batch: Batch, labels: Labels, general: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.model(batch, mask_padding=self.options.mask_padding)
+        losses = self.model(
+            batch, mask_padding=self.options.mask_padding, length_groups=self.options.length_groups
+        )
         parts = {'flow': losses.flow, 'ce': losses.ce}
         total = losses.total
         if self.options.path_weight and losses.velocity is not None and batch.actions is not None:
@@ -53,11 +55,11 @@ class Objective(nn.Module):
 
     def _spoken(self, general: Batch) -> Tensor:
         if general.pixels is not None or not self.sharded:
-            return self.model(general).ce
+            return self.model(general, length_groups=self.options.length_groups).ce
         # Processes that share the weights run the same layers: a black picture that nothing reads, for those without.
         size = self.model.config.vision.image_size
         unread = self.model.vlm.image_tokens(torch.zeros(1, 3, size, size, device=general.ids.device))
-        return self.model(general).ce + 0.0 * unread.sum()
+        return self.model(general, length_groups=self.options.length_groups).ce + 0.0 * unread.sum()
 
 
 def path_loss(losses: Losses, batch: Batch) -> Tensor:

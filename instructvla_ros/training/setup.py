@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.prompts import CAPTION_REQUESTS
 from ..errors import ConfigError, DataError
 from ..model.checkpoint import Bundle, create, load, read_json
 from ..model.config import ModelConfig, preset
@@ -148,6 +149,7 @@ def _new(
     texts += [part for pair in knowledge() for part in pair] * 20
     frame = ['system', 'user', 'assistant', 'You are a helpful assistant.', ACTION, REASON, PRIMITIVE]
     texts += [t.replace('{}', '') for t in frame] * 500
+    texts += [*CAPTION_REQUESTS] * 50
     folder = out / 'tokenizer'
     if not (folder / 'tokenizer.json').is_file():
         train_tokenizer(texts, config.language.vocab_size, folder)
