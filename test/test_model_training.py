@@ -113,7 +113,7 @@ def test_checkpointed_activations_give_the_same_gradients(stage2):
 
 
 def test_rows_sorted_by_length_give_the_same_losses_and_gradients(stage2):
-    """Three dialogues of unlike length, the longest in the middle; the widths that are run through are what is saved."""
+    """Three dialogues of unlike length, the longest in the middle; what is saved is the width of the others."""
     texts = ['lift up', 'put the red cube that is left of the blue ball in the bowl', 'lift the cube up']
     prompts = stage2.prompts
     ids, labels = (

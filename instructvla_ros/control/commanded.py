@@ -31,7 +31,8 @@ class Commanded:
         if self._past and now_ns <= self._past[-1][0]:
             return
         self._past.append((now_ns, q))
-        while len(self._past) > 1 and self._past[1][0] <= now_ns - self._keep:  # the first is still needed to interpolate
+        # The last one before the span is still needed to interpolate.
+        while len(self._past) > 1 and self._past[1][0] <= now_ns - self._keep:
             self._past.popleft()
 
     def at(self, time_ns: int, otherwise: Array) -> Array:
