@@ -46,7 +46,7 @@ from instructvla_ros import config
 from instructvla_ros.errors import ConfigError, InstructVLAError
 from instructvla_ros.launch_checks import problems
 from instructvla_ros.pace import read_speed, stretched_lease
-from instructvla_ros.resources import choose_policy, config_file
+from instructvla_ros.resources import choose_policy, config_file, transport_profile
 from instructvla_ros.settings import Control, Embodiment
 from launch import LaunchContext, LaunchDescription
 
@@ -264,10 +264,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'transport_profile',
             default_value=EnvironmentVariable(
-                'FASTDDS_DEFAULT_PROFILES_FILE',
-                default_value=PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'fastdds.xml']),
+                'FASTDDS_DEFAULT_PROFILES_FILE', default_value=str(transport_profile())
             ),
-            description='Fast DDS profile; the default one is too small for camera images',
+            description='Fast DDS profile for camera images; by default the one that fits into /dev/shm',
         ),
     ]
     sim_time = value(InContext(use_sim_time_of), bool)

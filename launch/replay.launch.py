@@ -29,6 +29,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from instructvla_ros.launch_checks import problems
+from instructvla_ros.resources import transport_profile
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = 'instructvla_ros'
@@ -98,10 +99,9 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             'transport_profile',
             default_value=EnvironmentVariable(
-                'FASTDDS_DEFAULT_PROFILES_FILE',
-                default_value=PathJoinSubstitution([FindPackageShare(PACKAGE), 'config', 'fastdds.xml']),
+                'FASTDDS_DEFAULT_PROFILES_FILE', default_value=str(transport_profile())
             ),
-            description='Fast DDS profile; the default one is too small for camera images',
+            description='Fast DDS profile for camera images; by default the one that fits into /dev/shm',
         ),
     ]
     log = ['--log-level', LaunchConfiguration('log_level')]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from ..errors import ConfigError, DataError
 from ..policy import Policy, make_policy
 from ..settings import Control, Embodiment, PolicySettings
 from . import replay_diagnosis, replay_limits, replay_metrics
+from .machine import usable_cores
 from .replay import ReplayOptions, replay
 from .replay_bag import BagRecording
 from .replay_diagnosis import Diagnosis
@@ -167,7 +167,7 @@ class Replayer:
         policy.reset()
         plan = self.plan
         options = plan.options
-        if options.judge and getattr(recording, 'duration', 0.0) >= _WORTH_A_PROCESS and len(_cores()) > 1:
+        if options.judge and getattr(recording, 'duration', 0.0) >= _WORTH_A_PROCESS and usable_cores() > 1:
             options = replace(options, separate=True)
         trace = replay(
             recording,
@@ -181,10 +181,6 @@ class Replayer:
             kinematics=self.kinematics,
         )
         return judge(trace, limits)
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else set(range(os.cpu_count() or 1))
 
 
 def judge(trace: Trace, limits: Limits | None = None) -> Outcome:
