@@ -154,12 +154,13 @@ def test_several_dialogues_share_a_picture_and_lose_nothing(made, tmp_path):
 def test_stage2_keeps_the_expert(made, tmp_path):
     one = train(options(made, steps=1), tmp_path / 'one', progress=False)
     two = train(
-        options(made, recipe='stage2', init=str(one.checkpoint), steps=2, general_batch=2),
+        options(made, recipe='stage2', init=str(one.checkpoint), steps=2, general_batch=2, max_new_tokens=11),
         tmp_path / 'two',
         progress=False,
     )
     before, after = load(one.checkpoint).model, load(two.checkpoint).model
     assert after.config.stage == 2
+    assert after.config.max_new_tokens == 11 != before.config.max_new_tokens
     for name, value in before.expert.state_dict().items():
         assert torch.equal(value, after.expert.state_dict()[name]), name
 

@@ -54,6 +54,7 @@ class Training:
     general_batch: int = option(2, 'dialogues without motion beside each batch; 0: none', ge=0, le=4096)
     tellings: int = option(1, 'dialogues about each picture, which is encoded once for all of them', ge=1, le=16)
     length_groups: int = option(1, 'parts a batch is sorted into by length, so that less is padded', ge=1, le=16)
+    max_new_tokens: int = option(0, 'longest sentence of the result; 0: as the model has it', ge=0, le=4096)
     general: str = option('', 'conversations about pictures (LLaVA form): file, or folder with one; for general_batch')
     general_share: float = option(0.5, 'of the general batch taken from them; the rest is about scenes', ge=0.0, le=1.0)
     lr: float = option(5e-5, 'learning rate', ge=0.0, le=1.0)

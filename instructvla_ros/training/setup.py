@@ -99,6 +99,8 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
     corpora = [read_corpus(store, progress) for store in stores]
     if bundle is None:
         bundle = _new(options, config, stores, corpora, out)
+    if options.max_new_tokens:
+        bundle.model.config = replace(bundle.config, max_new_tokens=options.max_new_tokens)
     statistics = _statistics(options, bundle, stores)
     trainable = set_trainable(bundle.model, options.recipe)
     facts = knowledge() if any(t.info.get('objects') for s in stores for t in s.texts) else []
