@@ -33,6 +33,7 @@ from ..geometry import Array, interpolate
 from ..settings import Control
 from .bounds import Bounds
 from .ensemble import compatible, ensemble_chunk
+from .history import History
 from .path import Path, fade
 
 HISTORY = 2.0  # s of commanded poses that are kept beyond the oldest observation that may be admitted
@@ -104,9 +105,7 @@ class ChunkPlayer:
     def __init__(self, control: Control, bounds: Bounds) -> None:
         self.control, self.bounds = control, bounds
         self._lock = threading.RLock()
-        self._history: deque[tuple[int, Array]] = deque(
-            maxlen=int((HISTORY + control.safety.max_observation_age) * control.rate)
-        )
+        self._history = History(HISTORY + control.safety.max_observation_age, interpolate)
         self._chunks: deque[ActionChunk] = deque(maxlen=control.ensemble_size)
         self._play: _Play | None = None
         self._time = 0.0  # into the path being played [s]
@@ -125,7 +124,7 @@ class ChunkPlayer:
         """Forget everything; the arm stands at ``pose`` (4, 4)."""
         with self._lock:
             self._history.clear()
-            self._history.append((now_ns, pose))
+            self._history.record(now_ns, pose)
             self._offset = np.zeros(6)
             self.stop(pose)
 
@@ -139,20 +138,12 @@ class ChunkPlayer:
     def record(self, now_ns: int, pose: Array) -> None:
         """Remember the pose (4, 4) that was really commanded at a time [ns]."""
         with self._lock:
-            if not self._history or now_ns > self._history[-1][0]:
-                self._history.append((now_ns, pose))
+            self._history.record(now_ns, pose)
 
     def commanded(self, time_ns: int) -> Array:
         """Pose (4, 4) that was commanded at a time [ns]; the oldest or newest known outside the record."""
         with self._lock:
-            newer: tuple[int, Array] | None = None
-            for stamp, pose in reversed(self._history):
-                if stamp <= time_ns:
-                    if newer is None:
-                        return pose
-                    return interpolate(pose, newer[1], (time_ns - stamp) / (newer[0] - stamp))
-                newer = (stamp, pose)
-            return newer[1] if newer is not None else self._target
+            return self._history.at(time_ns, self._target)
 
     def admit(self, chunk: ActionChunk, now_ns: int) -> tuple[Verdict, ...]:
         """Take a chunk over, or refuse it.

@@ -17,9 +17,9 @@ from ..settings import Control, Embodiment
 from .bounds import Bounds
 from .chunk_player import ChunkPlayer, Sample
 from .clearance import Answer, Clearance, Gate
-from .commanded import Commanded
 from .direct import Backend, DirectBackend
 from .gripper import GripperSwitch
+from .history import History, linear
 from .kinematics import Kinematics
 from .output import ControllerOutput, Mode
 from .route import Route, RouteRun
@@ -59,7 +59,7 @@ class Controller:
         self.backend: Backend = backend or DirectBackend(embodiment, self.bounds, kinematics)
         self.law = TimeLaw(self.bounds, self.backend.position, self.backend.collision)
         self.player = ChunkPlayer(control, self.bounds)
-        self._past = Commanded(control.safety.max_state_age)
+        self._past = History(control.safety.max_state_age, linear)
         self._gate = None if clearance is None else Gate(clearance, control.moveit.timeout, control.moveit.spacing)
         self._run: RouteRun | None = None
         self._gripper = GripperSwitch(embodiment.gripper)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from instructvla_ros.control.commanded import Commanded
+from instructvla_ros.control.history import History, linear
 
 Q = [np.full(7, float(k)) for k in range(4)]
 OTHER = np.full(7, 9.0)
 
 
 def past(keep=1.0):
-    record = Commanded(keep)
+    record = History(keep, linear)
     for k, q in enumerate(Q):
         record.record(k * 500_000_000, q)
     return record
