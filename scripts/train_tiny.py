@@ -24,7 +24,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--out', type=Path, default=Path('runs/tiny'))
-    add('--init', help='checkpoint to go on from; by default from nothing')
     add('--scenes', type=int, default=10000, help='pictures of scenes for stage 0')
     add('--demonstrations', type=int, default=900)
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that make demonstrations')
@@ -47,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
         for name, data, init in (
-            ('words', [still], args.init),
+            ('words', [still], None),
             ('pointing', [still, demos], runs['words'] / 'checkpoint'),
             ('stage1', [demos], runs['pointing'] / 'checkpoint'),
             ('stage2', [demos, still], runs['stage1'] / 'checkpoint'),
@@ -91,7 +90,7 @@ def make(folder: Path, count: int, tasks: tuple[str, ...], first: int, still: bo
         print(f'  not made: {error}', file=sys.stderr)
 
 
-def stage(name: str, data: list[Path], init: Path | str | None, out: Path, args: argparse.Namespace) -> None:
+def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argparse.Namespace) -> None:
     """One training run."""
     import torch
 
