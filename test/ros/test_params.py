@@ -265,6 +265,43 @@ def test_a_signal_that_comes_twice_at_once_still_closes_the_node():
     assert process.returncode == 0 and out.split()[-1] == 'closed', error
 
 
+CHURN = textwrap.dedent(
+    """
+    import time
+    from rclpy.callback_groups import ReentrantCallbackGroup
+    from std_msgs.msg import String
+    from instructvla_ros.nodes import runtime
+
+    class Churn(runtime.BaseNode):
+        def __init__(self):
+            super().__init__('churn')
+            self.end = time.monotonic() + 4.0
+            self.heard = []
+            self.create_timer(0.001, lambda: None)
+            self.create_timer(0.0015, self.turn, callback_group=ReentrantCallbackGroup())
+
+        def turn(self):
+            heard, self.heard = self.heard, []
+            for subscription in heard:
+                self.destroy_subscription(subscription)
+            if not heard:
+                self.heard = [self.create_subscription(String, f'a{k}', print, 1) for k in range(8)]
+            if time.monotonic() > self.end:
+                self.leave()
+
+        def close(self):
+            print('closed', flush=True)
+
+    raise SystemExit(runtime.run(Churn, threads=4))
+    """
+)
+
+
+def test_subscriptions_may_be_taken_away_while_the_executor_waits_for_them():
+    done = subprocess.run([sys.executable, '-c', CHURN], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, 'closed\n'), done.stderr
+
+
 def test_guard_keeps_the_node_alive_and_counts(spin):
     from std_msgs.msg import String
 

@@ -219,6 +219,7 @@ def test_dry_run_is_set_before_the_first_chunk_and_taken_back(graph: Graph) -> N
     run.cancel()
     run.result()
     assert graph.robot.dry_run_calls == [True, False]
+    eventually(lambda: not graph.node._link.state().dry_run)
     graph.robot.dry_run = True  # set by the operator: stays
     eventually(lambda: graph.node._link.state().dry_run)
     run = Run(graph.robot, 'pick the red cube', dry_run=True)
