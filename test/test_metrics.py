@@ -29,6 +29,16 @@ def test_latency_per_stage_is_what_was_put_in(log):
     np.testing.assert_allclose(stages, metrics.chunk_latency(log)['total'], atol=1e-9)
 
 
+def test_no_stage_is_negative_when_the_simulator_fell_behind_its_asked_speed(log):
+    """The policy's time counts at the asked speed: 40 ms of it in 10 ms of simulated time."""
+    slow = np.full_like(log.chunks.model_latency, 0.040)
+    chunks = dataclasses.replace(log.chunks, model_latency=slow)
+    latency = metrics.chunk_latency(dataclasses.replace(log, chunks=chunks))
+    assert min(v.min() for v in latency.values()) >= 0.0
+    np.testing.assert_allclose(latency['policy'], 0.010)
+    np.testing.assert_allclose(latency['without_policy'], latency['to_command'])
+
+
 def test_a_chunk_that_was_never_played_has_no_latency(log):
     chunk = np.where(log.controller.chunk == 3, -1, log.controller.chunk).astype('i4')
     without = dataclasses.replace(log, controller=dataclasses.replace(log.controller, chunk=chunk))

@@ -51,9 +51,11 @@ def chunk_latency(log: RunLog) -> dict[str, Floats]:
     played = command > 0
     c = log.chunks
     total = (command - c.observation_ns)[played] / 1e9
-    policy = c.model_latency[played]
+    ready = (c.created_ns - c.observation_ns)[played] / 1e9
+    # A policy counts at the speed the simulator was asked for: one that fell behind makes that too much.
+    policy = np.clip(c.model_latency[played], 0.0, np.maximum(ready, 0.0))
     return {
-        'to_policy': (c.created_ns - c.observation_ns)[played] / 1e9 - policy,
+        'to_policy': ready - policy,
         'policy': policy,
         'to_command': (command - c.created_ns)[played] / 1e9,
         'total': total,

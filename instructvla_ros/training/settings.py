@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config import option
 
-RECIPES = ('stage0', 'stage1', 'stage2', 'onsite')
+RECIPES = ('stage0', 'stage1', 'stage2', 'scratch', 'onsite')
 
 
 @dataclass(frozen=True)

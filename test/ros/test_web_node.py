@@ -385,8 +385,8 @@ def test_the_demo_serves_the_page_until_ctrl_c(tmp_path):
         port = probe.getsockname()[1]
     environment = {k: v for k, v in os.environ.items() if k != 'ROS_DOMAIN_ID'}  # the demo finds a free one
     process = subprocess.Popen(
-        [sys.executable, '-m', 'instructvla_ros.cli', 'demo', '--web', '--web-port', str(port), '--no-video', '--json',
-         '--out', str(tmp_path / 'run')],
+        [sys.executable, '-m', 'instructvla_ros.cli', 'demo', '--policy', 'expert', '--web', '--web-port', str(port),
+         '--no-video', '--json', '--out', str(tmp_path / 'run')],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     try:
