@@ -98,6 +98,8 @@ class BaseNode(Node):
 
     def drop(self, name: str, err: Exception) -> None:
         """Report that one message of ``name`` was not used because of ``err``."""
+        if isinstance(err, InvalidHandle) and not self.context.ok():
+            return  # a thread of a node that a signal ended while it was being built
         expected = isinstance(err, InstructVLAError)
         text = str(err) if expected else f'{type(err).__name__}: {err}'
         self.diagnostics.count(f'{name} dropped', text, WARN if expected else ERROR)

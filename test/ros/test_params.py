@@ -11,7 +11,10 @@ import textwrap
 import time
 
 import pytest
+import rclpy
+from rclpy._rclpy_pybind11 import InvalidHandle
 from rclpy.parameter import Parameter
+from std_msgs.msg import String
 
 from instructvla_ros import config, resources
 from instructvla_ros.errors import ConfigError, SetupError
@@ -303,8 +306,6 @@ def test_subscriptions_may_be_taken_away_while_the_executor_waits_for_them():
 
 
 def test_guard_keeps_the_node_alive_and_counts(spin):
-    from std_msgs.msg import String
-
     tested = node()
     good: list[str] = []
 
@@ -329,6 +330,28 @@ def test_guard_keeps_the_node_alive_and_counts(spin):
     status = tested.diagnostics.status()
     values = {v.key: v.value for v in status.values}
     assert values['words dropped [count]'] == '3' and 'this one is bad' in values['words dropped [last reason]']
+
+
+def test_a_thread_that_outlives_its_context_has_nothing_to_report(monkeypatch):
+    context = rclpy.Context()
+    context.init()
+    left = runtime.BaseNode('left', context=context)
+    publisher = left.create_publisher(String, 'words', 1)
+    said: list[str] = []
+    monkeypatch.setattr(left, 'warn', lambda key, text: said.append(text))
+
+    def step() -> None:
+        try:
+            publisher.publish(String())
+        except InvalidHandle as err:
+            left.drop('step', err)
+
+    publisher.destroy()
+    step()
+    assert len(said) == 1, 'a handle that is missing while the node lives is a defect'
+    context.shutdown()
+    step()
+    assert len(said) == 1
 
 
 def test_diagnostics_levels_and_numbers():
