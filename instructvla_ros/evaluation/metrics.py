@@ -53,7 +53,7 @@ def chunk_latency(log: RunLog) -> dict[str, Floats]:
     total = (command - c.observation_ns)[played] / 1e9
     ready = (c.created_ns - c.observation_ns)[played] / 1e9
     # A policy counts at the speed the simulator was asked for: one that fell behind makes that too much.
-    policy = np.clip(c.model_latency[played], 0.0, np.maximum(ready, 0.0))
+    policy = np.minimum(c.model_latency[played], np.maximum(ready, 0.0))
     return {
         'to_policy': ready - policy,
         'policy': policy,

@@ -9,6 +9,8 @@ from ..errors import ConfigError, SetupError, suggest
 from ..resources import config_file
 
 PRESETS = ('eagle2_2b', 'medium', 'tiny')
+RECIPES = ('stage0', 'stage1', 'stage2', 'scratch', 'onsite')
+"""What can be trained: :func:`~instructvla_ros.model.trainable.set_trainable`."""
 STEMS = ('patch', 'conv')
 CONV_STRIDE = 8
 """Pixels per cell of the convolutional stem before its last layer; patches are a multiple of it."""

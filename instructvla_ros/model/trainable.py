@@ -8,10 +8,9 @@ from torch import nn
 from ..config import replace
 from ..errors import ConfigError, suggest
 from .checkpoint import Bundle
+from .config import RECIPES
 from .instructvla import InstructVLA
 from .lora import LoraLinear
-
-RECIPES = ('stage0', 'stage1', 'stage2', 'onsite', 'scratch')
 
 
 def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -> list[str]:

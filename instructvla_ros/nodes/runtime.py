@@ -247,7 +247,8 @@ def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException
                 executor.spin()
                 break
             except InvalidHandle:
-                # rclpy's executor looks at a subscription's events once more while another thread takes it away.
+                # rclpy's executor looks at a subscription's events once more while another thread takes it away, and
+                # at its own guard condition once it is told to stop.
                 now = time.monotonic()
                 raced = [t for t in raced if now - t < 1.0] + [now]
                 if len(raced) > _RACES:
@@ -255,15 +256,11 @@ def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException
     except ExternalShutdownException:
         pass  # the context was shut down by somebody else: an ordinary end
     except BaseException as err:  # a callback without guard failed: the process ends with its traceback
-        if not (stop.is_set() and _is_shutdown_race(err)):
+        # An executor that is told to stop takes its pool from under the thread that spins it.
+        if not (stop.is_set() and isinstance(err, RuntimeError) and 'after shutdown' in str(err)):
             failure.append(err)
     finally:
         stop.set()
-
-
-def _is_shutdown_race(err: BaseException) -> bool:
-    """An executor that is told to stop takes its guard condition and its pool from under the thread that spins it."""
-    return isinstance(err, InvalidHandle) or (isinstance(err, RuntimeError) and 'after shutdown' in str(err))
 
 
 class _Leave(BaseException):

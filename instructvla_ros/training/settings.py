@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import option
-
-RECIPES = ('stage0', 'stage1', 'stage2', 'scratch', 'onsite')
+from ..model.config import RECIPES
 
 
 @dataclass(frozen=True)

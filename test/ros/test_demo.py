@@ -153,8 +153,6 @@ def test_evaluate_runs_episodes_on_one_graph_and_continues(tmp_path):
         arguments = (
             'evaluate',
             'graph',
-            '--policy',
-            'expert',
             '--task',
             'pick',
             '--episodes',
