@@ -221,6 +221,22 @@ class ActionChunk:
         return self.horizon * self.step_period
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One observation to act on. think: say a new sentence about it first."""
+
+    observation: Observation
+    think: bool = False
+
+
+@dataclass(frozen=True)
+class Act:
+    """The sentence about an observation, None where none was asked for or there are no words, and the chunk."""
+
+    said: Reasoning | None
+    chunk: ActionChunk
+
+
 class VerdictAction(Enum):
     """What the safety ladder did about one thing."""
 

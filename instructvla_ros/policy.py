@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from .config import replace
-from .datatypes import ActionChunk, Observation, Reasoning, new_id
+from .datatypes import Act, ActionChunk, Ask, Observation, Reasoning, new_id
 from .errors import CheckpointError, ConfigError, SetupError, suggest
 from .geometry import Array, pose_from_xyz_rpy
 from .settings import Embodiment, PolicySettings
@@ -76,8 +76,24 @@ class StreamingPolicy(Protocol):
 class PreparingPolicy(Protocol):
     """A policy with work on an observation that needs none of its state, such as resizing pictures."""
 
-    def prepare(self, observation: Observation) -> None:
-        """Do it now, in any thread and beside any other call; ``think`` and ``infer`` get the same object later."""
+    def prepare(self, observation: Observation, keep: int = 2) -> None:
+        """Do it now, in any thread and beside any other call; ``think`` and ``infer`` get the same object later.
+
+        Args:
+            keep: observations whose work is kept, the newest ones.
+        """
+
+
+@runtime_checkable
+class BatchPolicy(PreparingPolicy, Protocol):
+    """A policy to which many observations at once are less work than one after the other: for recordings."""
+
+    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
+        """What thinking where it is asked for, and inferring with the newest sentence, give one after the other.
+
+        Up to rounding. reasoning: the sentence before the first of them.
+        """
+        ...
 
 
 def make_chunk(

@@ -15,14 +15,15 @@ import torch  # noqa: E402
 
 from instructvla_ros.config import load as load_config  # noqa: E402
 from instructvla_ros.config import replace  # noqa: E402
-from instructvla_ros.datatypes import Observation, Reasoning, ReasoningKind  # noqa: E402
+from instructvla_ros.datatypes import Ask, Observation, Reasoning, ReasoningKind  # noqa: E402
 from instructvla_ros.errors import CheckpointError, ConfigError, ObservationError  # noqa: E402
 from instructvla_ros.model import policy as policy_module  # noqa: E402
 from instructvla_ros.model.checkpoint import convert, save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
+from instructvla_ros.model.device import pick_device  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
-from instructvla_ros.model.policy import InstructVLAPolicy, pick_device  # noqa: E402
-from instructvla_ros.policy import Policy, PreparingPolicy, make_policy  # noqa: E402
+from instructvla_ros.model.policy import InstructVLAPolicy  # noqa: E402
+from instructvla_ros.policy import BatchPolicy, Policy, PreparingPolicy, make_policy  # noqa: E402
 from instructvla_ros.resources import config_file  # noqa: E402
 from instructvla_ros.settings import Embodiment, PolicySettings  # noqa: E402
 
@@ -111,6 +112,36 @@ def test_prepared_pictures_are_used_once_and_change_nothing(embodiment, policy, 
     twin = observation(embodiment)  # equal, but another object
     policy.prepare(twin)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize('changes', [{}, {'latent_period': 3}, {'realtime': 'blend'}], ids=('each', 'reused', 'chain'))
+def test_many_observations_at_once_give_what_they_give_one_by_one(bundle, embodiment, changes):
+    words = ['pick up the red cube'] * 22 + ['put it into the bowl'] * 5
+    asks = [
+        Ask(observation(embodiment, stamp=(k + 1) * 10**8, seed=k, instruction=text), think=k % 4 == 1)
+        for k, text in enumerate(words)
+    ]
+    one, many = (InstructVLAPolicy(bundle, settings(**changes), embodiment) for _ in range(2))
+    old = one.think(asks[0].observation)
+    expected = one._one_by_one(asks, old)
+    assert isinstance(many, BatchPolicy)
+    for ask in asks:
+        many.prepare(ask.observation, keep=len(asks))
+    half = many.act_many(asks[:6], old)  # state goes on from call to call
+    found = half + many.act_many(asks[6:], next(a.said for a in reversed(half) if a.said))
+    texts = [[a.said.text if a.said else None for a in acts] for acts in (expected, found)]
+    assert texts[0] == texts[1] and sum(t is not None for t in texts[0]) == 7
+    known = {old.id: -1, '': -2}
+    said_at = [{a.said.id: k for k, a in enumerate(acts) if a.said} | known for acts in (expected, found)]
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a.chunk.steps, b.chunk.steps, atol=1e-5)
+        assert said_at[0][a.chunk.reasoning_id] == said_at[1][b.chunk.reasoning_id]
+        assert a.chunk.observation_stamp_ns == b.chunk.observation_stamp_ns
+        assert a.chunk.instruction == b.chunk.instruction
+    after = observation(embodiment, stamp=10**10, seed=99, instruction=words[-1])
+    last = [next(a.said for a in reversed(acts) if a.said) for acts in (expected, found)]
+    np.testing.assert_allclose(one.infer(after, last[0]).steps, many.infer(after, last[1]).steps, atol=1e-5)
+    assert len(many._prepared) <= 2  # pictures are not kept behind their use
 
 
 def test_it_is_a_policy(policy):

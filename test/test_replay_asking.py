@@ -1,13 +1,15 @@
-"""The policy beside the reading of a recording: order of what the judge hears, errors, one question at a time."""
+"""The policy beside the reading of a recording: order of what the judge hears, errors, one or many questions."""
 
 from __future__ import annotations
 
 import threading
+from math import isfinite
 
 import pytest
 
+from instructvla_ros.datatypes import Act
 from instructvla_ros.errors import ObservationError
-from instructvla_ros.evaluation.replay_asking import Asking, WaitingJudge
+from instructvla_ros.evaluation.replay_asking import ALONE, Asking, WaitingJudge
 
 
 class Diary:
@@ -35,6 +37,58 @@ class Slow:
         return f'chunk of {seen}'
 
 
+class Fast(Slow):
+    """Works on many at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.go.set()
+        self.many = []
+
+    def prepare(self, seen, keep=2):
+        pass
+
+    def act_many(self, asks, reasoning):
+        self.many.append([ask.observation for ask in asks])
+        acts = []
+        for ask in asks:
+            said = self.think(ask.observation) if ask.think else None
+            reasoning = said or reasoning
+            acts.append(Act(said, self.infer(ask.observation, reasoning)))
+        return acts
+
+
+def test_many_are_asked_at_once_behind_the_first_few_and_answered_in_order():
+    policy, got = Fast(), []
+    asking = Asking(policy, together=ALONE + 2)
+    for k in range(2 * ALONE + 5):
+        asking.ask(k, k in (0, ALONE + 1), got.append)
+    assert [a.chunk for a in got] == [f'chunk of {k}' for k in range(ALONE + 2)]
+    asking.settle()
+    asking.close()
+    assert [a.chunk for a in got] == [f'chunk of {k}' for k in range(2 * ALONE + 5)]
+    assert policy.many == [[ALONE, ALONE + 1], [2 * ALONE + 2, 2 * ALONE + 3]]
+    second = f'words about {ALONE + 1}'
+    assert [words for _, words, _ in policy.asked] == ['words about 0'] * (ALONE + 1) + [second] * (ALONE + 4)
+    # How long it takes is known of those that were asked alone.
+    assert [isfinite(a.infer) for a in got] == 2 * (ALONE * [True] + 2 * [False]) + [True]
+
+
+def test_the_judge_hears_of_several_chunks_in_their_order():
+    diary = Diary()
+    judge = WaitingJudge(diary)
+    for now in (1, 2, 3):
+        judge.hold()
+        judge.advance(now)
+    assert not diary.calls
+    judge.chunk(0, 'a', 1, 1)
+    assert diary.calls == [('chunk', 0, 'a', 1, 1), ('advance', 1)]
+    judge.chunk(1, 'b', 2, 2)
+    judge.chunk(2, 'c', 3, 3)
+    judge.advance(4)
+    assert [c[1] for c in diary.calls] == [0, 1, 1, 2, 2, 3, 4]
+
+
 def test_what_follows_a_chunk_is_told_after_it():
     diary = Diary()
     judge = WaitingJudge(diary)
@@ -55,21 +109,25 @@ def test_what_follows_a_chunk_is_told_after_it():
 
 def test_the_answer_is_handed_over_in_the_thread_that_settles():
     policy, got = Slow(), []
-    asking = Asking(policy)
+    asking = Asking(policy, together=5)  # which this policy cannot
     try:
-        asking.ask('a', 'old words', False, lambda answer: got.append((answer, threading.current_thread())))
+        asking.ask('a', False, lambda answer: got.append((answer, threading.current_thread())))
         assert not got  # ask does not wait
         policy.go.set()
-        asking.ask('b', 'old words', True, lambda answer: got.append((answer, threading.current_thread())))
+        asking.ask('b', True, lambda answer: got.append((answer, threading.current_thread())))
         assert len(got) == 1  # but the next question waits for the answer before
+        asking.ask('c', False, lambda answer: got.append((answer, threading.current_thread())))
         asking.settle()
+        asking.settle()
+        asking.forget()
+        asking.ask('d', False, lambda answer: got.append((answer, threading.current_thread())))
         asking.settle()
     finally:
         asking.close()
-    first, second = (answer for answer, _ in got)
+    first, second, *_ = (answer for answer, _ in got)
     assert (first.said, first.chunk, first.think) == (None, 'chunk of a', 0.0)
     assert (second.said, second.chunk) == ('words about b', 'chunk of b') and second.infer >= 0.0
-    assert [words for _, words, _ in policy.asked] == ['old words', 'words about b']
+    assert [words for _, words, _ in policy.asked] == [None, 'words about b', 'words about b', None]
     assert all(thread is threading.current_thread() for _, thread in got)
     assert all(thread is not threading.current_thread() for *_, thread in policy.asked)
 
@@ -78,7 +136,7 @@ def test_an_error_of_the_policy_comes_out_once_and_the_thread_ends():
     policy = Slow()
     policy.go.set()
     asking = Asking(policy)
-    asking.ask('broken', None, False, lambda answer: pytest.fail('there is no answer'))
+    asking.ask('broken', False, lambda answer: pytest.fail('there is no answer'))
     with pytest.raises(ObservationError, match='cannot see'):
         asking.settle()
     asking.settle()

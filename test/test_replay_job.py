@@ -113,6 +113,33 @@ def test_two_checkpoints_side_by_side(tmp_path: Path) -> None:
         replay_job.run(changed(job, checkpoints=(str(tmp_path / 'old'),) * 2))
 
 
+def test_asked_about_many_at_once_the_policy_says_and_does_what_it_does_alone(tmp_path: Path) -> None:
+    from model_doubles import needs_model, small_bundle
+
+    needs_model()
+    from instructvla_ros.model.checkpoint import save
+
+    checkpoint = str(save(small_bundle(tmp_path), tmp_path / 'c'))
+    found = []
+    for together in (1, 7, 7):
+        plan = deployment('', checkpoint, overrides={'device': 'cpu', 'reasoning_period': 0.6})
+        plan = changed(plan, options=changed(plan.options, together=together, duration=5.0))
+        with open_recording(BAG, plan.embodiment) as recording:
+            found.append(Replayer(plan).run(recording))
+    alone, together, again = (outcome.trace for outcome in found)
+    assert compare(together, again)['identical']
+    assert len(alone.chunks) == len(together.chunks) > 20
+    assert [s['text'] for s in alone.sentences] == [s['text'] for s in together.sentences]
+    for a, b in zip(alone.chunks, together.chunks, strict=True):
+        np.testing.assert_allclose(a.chunk.steps, b.chunk.steps, atol=1e-5)
+        assert (a.refused, a.sentence, a.chunk.observation_stamp_ns) == (
+            b.refused, b.sentence, b.chunk.observation_stamp_ns,
+        )  # fmt: skip
+    assert [v['rule'] for v in alone.verdicts] == [v['rule'] for v in together.verdicts]
+    every, some = (outcome.metrics['latency']['infer'] for outcome in found[:2])
+    assert every['count'] == len(alone.chunks) > some['count'] > 5 and some['p50'] > 0
+
+
 def test_cameras_are_found_in_the_description_or_the_file() -> None:
     robot = doubles.embodiment()
     given = Calibration({'third_person': CameraPose((600.0, 600.0), (320.0, 240.0), (640, 480), '', (1.0, 0.0, 0.5))})

@@ -134,7 +134,7 @@ def _metrics(arguments: argparse.Namespace) -> tuple[list[Any], str]:
 def _speaker(checkpoint: str, device: str, length: int) -> Any:
     from ..evaluation.language import Speaker
     from ..model.checkpoint import load
-    from ..model.policy import pick_device, pick_dtype
+    from ..model.device import pick_device, pick_dtype
 
     place = pick_device(device)
     return Speaker(load(checkpoint, device=place, dtype=pick_dtype('auto', place)), length)

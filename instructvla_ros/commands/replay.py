@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument('--limits', default='replay.yaml', help='YAML with limits (default: config/replay.yaml)')
     how.add_argument('--latency', type=float, default=0.0, help='seconds from picture to chunk at the controller')
     how.add_argument('--at', choices=('rate', 'recorded'), default='rate', help='when to ask the policy')
+    how.add_argument(
+        '--one-by-one', action='store_true', help='ask about each observation alone, as on the robot: every latency'
+    )
     how.add_argument('--no-safety', action='store_true', help='leave the controller in dry-run out')
     out = parser.add_argument_group('results')
     out.add_argument('--out', default='', help='folder (default: runs/replay-<stamp>)')
@@ -78,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         latency=arguments.latency,
         at=arguments.at,
         judge=not arguments.no_safety,
+        **({'together': 1} if arguments.one_by_one else {}),
         limits=arguments.limits,
         out=arguments.out,
         video=not arguments.no_video,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from math import isfinite
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from ..geometry import Array
 from ..observing import Pacer, Stale, Synchronizer
 from ..policy import Policy, PreparingPolicy
 from ..settings import Control, PolicySettings
-from .replay_asking import Answer, Asking, WaitingJudge
+from .replay_asking import TOGETHER, Answer, Asking, WaitingJudge
 from .replay_judge import Judge, RemoteJudge
 from .replay_source import (
     ChunkEvent,
@@ -53,6 +54,7 @@ class ReplayOptions:
         at: 'rate' asks the policy at its own rate, 'recorded' for exactly the observations that the recorded chunks
             rest on. stamps: ask it for exactly these observations [ns]. start, duration: part of the recording [s].
         separate: run the controller in a process of its own, with the same result; it costs a second to start.
+        together: observations that a policy which can is asked about at once; 1: one after the other, as on the robot.
     """
 
     instruction: str = ''
@@ -63,16 +65,30 @@ class ReplayOptions:
     duration: float = float('inf')
     stamps: frozenset[int] | None = None
     separate: bool = False
+    together: int = TOGETHER
 
     def __post_init__(self) -> None:
         if self.at not in ('rate', 'recorded'):
             raise ConfigError(f"at {self.at!r}: allowed are 'rate' and 'recorded'")
         if not (self.latency >= 0.0 and self.start >= 0.0 and self.duration > 0.0):
             raise ConfigError('latency and start have to be at least 0 s, duration above 0 s')
+        if self.together < 1:
+            raise ConfigError(f'together {self.together}: at least one observation is asked about')
 
 
-Look = Callable[[Observation, ActionChunk, Reasoning | None], None]
-Watch = Callable[[Event], None]
+class Witness(Protocol):
+    """Somebody who looks on while a recording is replayed."""
+
+    def watch(self, event: Event) -> None:
+        """Every event, before it is used."""
+
+    def glance(self, seen: Observation) -> None:
+        """An observation that the policy is asked about, at its time."""
+
+    def look(self, seen: Observation, chunk: ActionChunk, said: Reasoning | None) -> None:
+        """The same observation with its chunk and the sentence behind it, when they are known."""
+
+
 Progress = Callable[[float], None]
 
 
@@ -83,16 +99,14 @@ def replay(
     control: Control,
     options: ReplayOptions | None = None,
     *,
-    look: Look | None = None,
-    watch: Watch | None = None,
+    witness: Witness | None = None,
     progress: Progress | None = None,
     kinematics: Kinematics | None = None,
 ) -> Trace:
     """Replay a recording once.
 
     Args:
-        look: called with each observation and its chunk (pictures, report). watch: with every event before it is used.
-        progress: with the seconds of the recording done so far.
+        witness: looks on (pictures, report). progress: called with the seconds of the recording done so far.
 
     Returns:
         The trace; without chunks when the policy never had an observation (``stale`` and ``missing`` say why).
@@ -103,12 +117,12 @@ def replay(
     """
     options = options or ReplayOptions()
     started = time.perf_counter()
-    run = _Run(recording, policy, settings, control, options, look, kinematics)
+    run = _Run(recording, policy, settings, control, options, witness, kinematics)
     try:
         try:
             for event in recording.events():
-                if watch is not None:
-                    watch(event)
+                if witness is not None:
+                    witness.watch(event)
                 if not run.take(event):
                     break
                 if progress is not None:
@@ -132,7 +146,7 @@ class _Run:
         settings: PolicySettings,
         control: Control,
         options: ReplayOptions,
-        look: Look | None,
+        witness: Witness | None,
         kinematics: Kinematics | None,
     ) -> None:
         self.recording, self.policy, self.settings, self.options = recording, policy, settings, options
@@ -149,8 +163,8 @@ class _Run:
         self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
         near = partial(Judge, loop=options.judge, kinematics=self.kinematics)
         self.judge = WaitingJudge((RemoteJudge if options.judge and options.separate else near)(embodiment, control))
-        self.asking = Asking(policy)
-        self.look = look
+        self.asking = Asking(policy, options.together)
+        self.witness = witness
         self.pacer = Pacer(settings.chunk_rate)
         self.pictures: dict[tuple[str, int], FrameEvent] = {}
         self.instruction = ''
@@ -244,6 +258,7 @@ class _Run:
         self._end_segment()
         self.instruction = instruction
         self.policy.reset()
+        self.asking.forget()
         self.pacer.reset()
         self.next_think = -float('inf')
         self.reasoning, self.sentence, self.last_stamp = None, -1, 0
@@ -278,7 +293,7 @@ class _Run:
             complete = self._with_pictures(seen)
             if complete is not None:
                 if isinstance(self.policy, PreparingPolicy):
-                    self.policy.prepare(complete)
+                    self.policy.prepare(complete, keep=2 * self.asking.together)
                 self.last_stamp = seen.stamp_ns
                 self._act(complete, time.perf_counter() - began)
                 return
@@ -300,14 +315,15 @@ class _Run:
         return replace(seen, views=images, q=q, dq=dq)
 
     def _act(self, seen: Observation, decode: float) -> None:
-        self.asking.settle()  # its sentence goes into this chunk
         now_ns = self.now_ns
         now = now_ns * 1e-9
         think = self.settings.reasoning != 'off' and now >= self.next_think - 1e-9
         if think:
             self.next_think = now + self.settings.reasoning_period
         self.judge.hold()
-        self.asking.ask(seen, self.reasoning, think, lambda answer: self._take_answer(seen, answer, decode, now_ns))
+        if self.witness is not None:
+            self.witness.glance(seen)
+        self.asking.ask(seen, think, lambda answer: self._take_answer(seen, answer, decode, now_ns))
 
     def _take_answer(self, seen: Observation, answer: Answer, decode: float, now_ns: int) -> None:
         said = answer.said
@@ -321,7 +337,7 @@ class _Run:
                     'text': said.text,
                     'instruction': said.instruction,
                     'tokens': said.tokens,
-                    'latency': answer.think,
+                    'latency': answer.think if isfinite(answer.think) else None,
                 }
             )
         number = len(self.chunks)
@@ -336,8 +352,8 @@ class _Run:
         sentence = self.sentence if chunk.reasoning_id else -1
         self.chunks.append(Judged(chunk, '', answer.think, answer.infer, decode, sentence))
         self.judge.chunk(number, chunk, now_ns + round(self.options.latency * 1e9), now_ns)
-        if self.look is not None:
-            self.look(seen, chunk, self.reasoning if sentence >= 0 else None)
+        if self.witness is not None:
+            self.witness.look(seen, chunk, self.reasoning if sentence >= 0 else None)
 
     def finish(self, started: float) -> Trace:
         """Everything so far as a trace."""
@@ -362,6 +378,7 @@ class _Run:
             'chunk_rate': self.settings.chunk_rate,
             'reasoning': self.settings.reasoning,
             'judged': self.options.judge,
+            'together': self.asking.together,
             'privileged': self.policy.privileged,
             'frames': self.frames,
             'states': len(self.states),

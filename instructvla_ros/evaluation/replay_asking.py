@@ -1,20 +1,28 @@
 """The policy in a thread of its own while the recording is read on, with the same result as without.
 
-A policy is asked one observation at a time, in order. While it computes, the recording is read up to the next
-observation and the pictures of that one are decoded; what the judge is told meanwhile waits behind the chunk.
+A recording does not do what the policy says, so a policy that works faster on many observations than on one is asked
+about many. While it computes, the recording is read on and the next pictures are decoded; what the judge is told
+meanwhile waits behind the chunks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
-from ..datatypes import ActionChunk, Observation, Reasoning, RobotState
-from ..policy import Policy
+from ..datatypes import ActionChunk, Ask, Observation, Reasoning, RobotState
+from ..policy import BatchPolicy, Policy
 from .replay_judge import Judgement, Judging
+
+TOGETHER = 40
+"""Observations a policy is asked about at once: of 8 s at the usual rate, with four sentences."""
+ALONE = 3
+"""Of them those that it is asked alone: one with a sentence, two that rest on it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Answer:
     """What a policy said and did about one observation.
 
     Attributes:
-        said: the new sentence, None when it was not asked for one or has no words. think, infer: time of each [s].
+        said: the new sentence, None when it was not asked for one or has no words. think, infer: time of each [s],
+            nan when it was asked about many at once.
     """
 
     said: Reasoning | None
@@ -31,54 +40,96 @@ class Answer:
     infer: float
 
 
+Then = Callable[[Answer], None]
+
+
 class Asking:
-    """Asks a policy in the background, one question at a time; :meth:`settle` hands the answer over."""
+    """Asks a policy in the background; :meth:`settle` hands the answers over.
 
-    def __init__(self, policy: Policy) -> None:
+    A policy that can is asked about ``together`` observations at once. The first :data:`ALONE` of them it is asked
+    alone, as on the robot: that is how long it takes there. The others take no time of their own (nan).
+
+    Args:
+        together: 1 asks any policy about one observation after the other.
+    """
+
+    def __init__(self, policy: Policy, together: int = 1) -> None:
         self._policy = policy
+        self.together = together if isinstance(policy, BatchPolicy) else 1
         self._worker = ThreadPoolExecutor(1, 'policy')
-        self._open: tuple[Future[Answer], Callable[[Answer], None]] | None = None
+        self._reasoning: Reasoning | None = None
+        self._waiting: list[tuple[Ask, Then]] = []
+        self._open: tuple[Future[list[Answer]], list[Then]] | None = None
 
-    def ask(self, seen: Observation, reasoning: Reasoning | None, think: bool, then: Callable[[Answer], None]) -> None:
-        """Ask about an observation; ``then`` gets the answer, in the thread that calls :meth:`settle`.
+    def ask(self, seen: Observation, think: bool, then: Then) -> None:
+        """Ask about an observation; ``then`` gets the answer, in the thread that calls this or :meth:`settle`.
 
         Args:
-            reasoning: the sentence so far. think: ask for a new one first, which takes its place.
+            think: ask for a new sentence first, which takes the place of the one so far.
         """
-        self.settle()
-        self._open = self._worker.submit(self._answer, seen, reasoning, think), then
+        self._waiting.append((Ask(seen, think), then))
+        if len(self._waiting) >= self.together:
+            self._send()
 
     def settle(self) -> None:
-        """Wait for the answer to the open question, if there is one. Raises what the policy raised."""
-        if self._open is not None:
-            (answer, then), self._open = self._open, None
-            then(answer.result())
+        """Wait for the answers to all open questions. Raises what the policy raised."""
+        self._send()
+        self._hand_over()
+
+    def forget(self) -> None:
+        """The sentence so far is about another instruction. To be called when nothing is open."""
+        self._reasoning = None
 
     def close(self) -> None:
-        """End the thread; an open question is forgotten."""
+        """End the thread; open questions are forgotten."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _answer(self, seen: Observation, reasoning: Reasoning | None, think: bool) -> Answer:
+    def _send(self) -> None:
+        self._hand_over()
+        if self._waiting:
+            asks, thens = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self._open = self._worker.submit(self._answer, asks), list(thens)
+
+    def _hand_over(self) -> None:
+        if self._open is not None:
+            (answers, thens), self._open = self._open, None
+            for answer, then in zip(answers.result(), thens, strict=True):
+                then(answer)
+
+    def _answer(self, asks: Sequence[Ask]) -> list[Answer]:
+        alone = len(asks) if self.together == 1 else ALONE
+        answers = [self._alone(ask) for ask in asks[:alone]]
+        rest = asks[alone:]
+        if rest:
+            assert isinstance(self._policy, BatchPolicy)
+            acts = self._policy.act_many(rest, self._reasoning)
+            answers += [Answer(act.said, nan, act.chunk, nan) for act in acts]
+            self._reasoning = next((act.said for act in reversed(acts) if act.said is not None), self._reasoning)
+        return answers
+
+    def _alone(self, ask: Ask) -> Answer:
         began = time.perf_counter()
-        said = self._policy.think(seen) if think else None
+        said = self._policy.think(ask.observation) if ask.think else None
+        self._reasoning = said or self._reasoning
         thought = time.perf_counter()
-        chunk = self._policy.infer(seen, said or reasoning)
-        return Answer(said, thought - began if think else 0.0, chunk, time.perf_counter() - thought)
+        chunk = self._policy.infer(ask.observation, self._reasoning)
+        return Answer(said, thought - began if ask.think else 0.0, chunk, time.perf_counter() - thought)
 
 
 class WaitingJudge:
     """A judge who is told things in their order although a chunk is known only after what followed it.
 
-    From :meth:`hold` on calls are kept back; the next :meth:`chunk` goes before them.
+    Behind a :meth:`hold` calls are kept back until its chunk is known; chunks come in the order of the holds.
     """
 
     def __init__(self, judge: Judging) -> None:
         self._judge = judge
-        self._kept: list[tuple[str, Any]] | None = None
+        self._kept: deque[tuple[str, Any]] = deque()
 
     def hold(self) -> None:
         """A chunk belongs here that is not known yet."""
-        self._kept = []
+        self._kept.append((_HOLD, None))
 
     def state(self, state: RobotState) -> None:
         """See :class:`~.replay_judge.Judging`."""
@@ -94,10 +145,12 @@ class WaitingJudge:
 
     def chunk(self, number: int, chunk: ActionChunk, arrival_ns: int, now_ns: int) -> None:
         """See :class:`~.replay_judge.Judging`."""
+        if self._kept:
+            self._kept.popleft()  # always a hold: everything before one is told at once
         self._judge.chunk(number, chunk, arrival_ns, now_ns)
-        kept, self._kept = self._kept or [], None
-        for name, argument in kept:
-            self._tell(name, argument)
+        while self._kept and self._kept[0][0] != _HOLD:
+            name, argument = self._kept.popleft()
+            getattr(self._judge, name)(argument)
 
     def finish(self) -> Judgement:
         """See :class:`~.replay_judge.Judging`."""
@@ -108,7 +161,10 @@ class WaitingJudge:
         self._judge.close()
 
     def _tell(self, name: str, argument: Any) -> None:
-        if self._kept is None:
-            getattr(self._judge, name)(argument)
-        else:
+        if self._kept:
             self._kept.append((name, argument))
+        else:
+            getattr(self._judge, name)(argument)
+
+
+_HOLD = 'hold'

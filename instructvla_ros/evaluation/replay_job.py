@@ -13,6 +13,7 @@ from .. import resources
 from ..errors import ConfigError, DataError, InstructVLAError
 from . import machine, replay_limits, replay_trace
 from .replay import ReplayOptions
+from .replay_asking import TOGETHER
 from .replay_camera import load_calibration
 from .replay_compare import compare
 from .replay_limits import FAILED, PASSED, Check, Limits
@@ -42,6 +43,7 @@ class Job:
     latency: float = 0.0
     at: str = 'rate'
     judge: bool = True
+    together: int = TOGETHER
     limits: str = 'replay.yaml'
     out: str = ''
     video: bool = True
@@ -157,7 +159,9 @@ def run(job: Job, progress: Progress | None = None) -> Results:
             job.policy,
             checkpoint,
             job.embodiment,
-            ReplayOptions(job.instruction, job.latency, job.judge, job.at, job.start, job.duration),
+            ReplayOptions(
+                job.instruction, job.latency, job.judge, job.at, job.start, job.duration, together=job.together
+            ),
             job.topics,
             job.overrides,
         )
@@ -207,8 +211,7 @@ def _one(
         outcome = replayer.run(
             recording,
             limits,
-            look=pictures.look if pictures is not None else None,
-            watch=pictures.watch if pictures is not None else None,
+            witness=pictures,
             progress=report,
         )
     finally:

@@ -31,19 +31,23 @@ AHEAD = 20  # pictures that may wait for the encoder
 WHITE, DARK = (255, 255, 255), (20, 20, 24)
 
 
+Views = dict[str, tuple[Image, Array | None, Array | None]]
+"""View -> image, intrinsics or None, T_base_optical or None."""
+
+
 @dataclass(frozen=True)
 class _Held:
-    """A picture that waits for its future: view -> (image, intrinsics or None, T_base_optical or None)."""
+    """A picture that waits for its future."""
 
     stamp_ns: int
     end_ns: int
-    views: dict[str, tuple[Image, Array | None, Array | None]]
+    views: Views
     chunk: ActionChunk
     sentence: str
 
 
 class Pictures:
-    """Makes the video while a replay runs: give :meth:`watch` every event and :meth:`look` every chunk."""
+    """Makes the video while a replay runs, as its :class:`~.replay.Witness`."""
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Pictures:
         self._video: VideoWriter | None = None
         self._rate = 0.0
         self._last_ns = 0
+        self._seen: deque[tuple[int, Views]] = deque()  # without a chunk so far
         self._held: deque[_Held] = deque()
         self._way: deque[tuple[int, Array]] = deque()
         self._drawn: set[str] = set()
@@ -71,18 +76,24 @@ class Pictures:
             self._way.append((event.stamp_ns, pose[:3, 3]))
             while self._held and event.stamp_ns > self._held[0].end_ns:
                 self._draw(self._held.popleft())
-            oldest = self._held[0].stamp_ns if self._held else event.stamp_ns
+            first = [h.stamp_ns for h in self._held] or [stamp for stamp, _ in self._seen] or [event.stamp_ns]
+            oldest = first[0]
             while self._way and self._way[0][0] < oldest - 100_000_000:
                 self._way.popleft()
 
-    def look(self, seen: Observation, chunk: ActionChunk, said: Reasoning | None) -> None:
-        """Take an observation with its chunk."""
+    def glance(self, seen: Observation) -> None:
+        """Take an observation, with the cameras where they are now."""
         views = {}
         for name in self._views:
             if name in seen.views:
                 image = _fitting(seen.views[name])
                 height, width = image.shape[:2]
                 views[name] = (image, self._cameras.intrinsics(name, width, height), self._cameras.pose(name))
+        self._seen.append((seen.stamp_ns, views))
+
+    def look(self, seen: Observation, chunk: ActionChunk, said: Reasoning | None) -> None:
+        """Take the chunk of the oldest observation that has none."""
+        _, views = self._seen.popleft()
         if not views:
             return
         end = seen.stamp_ns + round(chunk.duration * 1e9)

@@ -16,7 +16,7 @@ from ..policy import Policy, make_policy
 from ..settings import Control, Embodiment, PolicySettings
 from . import replay_diagnosis, replay_limits, replay_metrics
 from .machine import usable_cores
-from .replay import ReplayOptions, replay
+from .replay import ReplayOptions, Witness, replay
 from .replay_bag import BagRecording
 from .replay_diagnosis import Diagnosis
 from .replay_limits import FAILED, Check, Limits
@@ -154,8 +154,7 @@ class Replayer:
         recording: Recording,
         limits: Limits | None = None,
         *,
-        look: Any = None,
-        watch: Any = None,
+        witness: Witness | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Outcome:
         """Replay, measure, diagnose, check.
@@ -175,8 +174,7 @@ class Replayer:
             plan.settings,
             plan.control,
             options,
-            look=look,
-            watch=watch,
+            witness=witness,
             progress=progress,
             kinematics=self.kinematics,
         )

@@ -302,7 +302,7 @@ class _Run:
         if self.disturbance.frame_drop:
             if self.frame_rng.random() < self.disturbance.frame_drop:
                 return
-        elif max(self.next_infer, self.waiting[0] if self.waiting else 0.0) >= self.next_frame[view]:
+        elif max(self.next_infer, self.waiting[0] if self.waiting else 0.0) >= self.next_frame[view] - 1e-9:
             return  # nobody looks before the next frame, and rendering is most of the time of an episode
         image = _NO_IMAGE
         if self.render:

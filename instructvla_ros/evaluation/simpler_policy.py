@@ -255,7 +255,8 @@ def load_policies(
         CheckpointError: not usable, more than one camera, or no statistics for one of the robots.
     """
     from ..model import checkpoint as files
-    from ..model.policy import InstructVLAPolicy, pick_device, pick_dtype
+    from ..model.device import pick_device, pick_dtype
+    from ..model.policy import InstructVLAPolicy
 
     own = {k: options.pop(k) for k in ('sentence_period', 'ensemble') if k in options}
     place = pick_device(device)

@@ -19,12 +19,12 @@ from ..config import replace
 from ..errors import ConfigError
 from .checkpoint import materialize, parameter_shapes
 from .config import ModelConfig, preset
+from .device import pick_device, pick_dtype
 from .fast import FastPath, merge_adapters
 from .instructvla import InstructVLA
 from .lora import LoraLinear
 from .memory import serving_memory
 from .plain import ReferenceOrder
-from .policy import pick_device, pick_dtype
 from .static import make_engine
 
 SENTENCE = 20

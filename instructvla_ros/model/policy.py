@@ -7,24 +7,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..datatypes import ActionChunk, Observation, Reasoning, ReasoningKind, new_id
-from ..errors import CheckpointError, ConfigError, ObservationError, suggest
-from ..geometry import pose_from_xyz_rpy
+from ..datatypes import Act, ActionChunk, Ask, Observation, Reasoning, ReasoningKind, new_id
+from ..errors import CheckpointError, ObservationError
+from ..geometry import Array, pose_from_xyz_rpy
 from ..settings import Embodiment, PolicySettings
 from .checkpoint import Bundle
 from .checkpoint import load as load_checkpoint
+from .device import pick_device, pick_dtype
 from .fast import Session, lay_out_weights, merge_adapters
 from .graphs import upload
 from .images import Floats, dino_pixels, join_views, siglip_pixels
 from .realtime import Continuation
 from .static import make_engine, make_lanes
+from .together import Together
 from .warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -60,36 +62,6 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
         time.perf_counter() - started,
     )
     return policy
-
-
-def pick_device(name: str) -> torch.device:
-    """Device of a settings value; 'auto' takes a GPU when there is one.
-
-    Raises:
-        ConfigError: unknown name, or no such device.
-    """
-    if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r}: allowed are 'auto', 'cpu', 'cuda', 'cuda:1', ...") from None
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f'device {name!r}: this machine has {torch.cuda.device_count()} usable GPUs')
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Number format of a settings value; 'auto' is bfloat16 on a GPU and float32 elsewhere.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    formats = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
-    formats['auto'] = formats['bfloat16' if device.type == 'cuda' else 'float32']
-    if name not in formats:
-        raise ConfigError(f'dtype {name!r}.{suggest(name, formats)}')
-    return formats[name]
 
 
 @dataclass(frozen=True)
@@ -162,7 +134,7 @@ class InstructVLAPolicy:
             self._thought: _Thought | None = None
             self._uses = 0
             self._said: tuple[str, int, Session | None, str] | None = None
-            self._prepared: tuple[tuple[Observation, Floats, Floats], ...] = ()
+            self._prepared: dict[int, tuple[Observation, Floats, Floats]] = {}
             self._generator = torch.Generator().manual_seed(self._settings.seed)
             self._continuation.reset()
 
@@ -207,7 +179,6 @@ class InstructVLAPolicy:
         normalized = self._statistics.finish(raw[0].double().cpu().numpy())
         del session  # not earlier: memory of the thread that said the sentence, until the device is done with it
         normalized = self._continuation.finish(normalized, guide)
-        steps = self._statistics.unnormalize(normalized)
         latency = self._since(started)
         with self._lock:
             if self._settings.realtime_measured:
@@ -215,12 +186,15 @@ class InstructVLAPolicy:
             if epoch == self._epoch:
                 self._thought, self._uses = thought, uses + 1
                 self._continuation.keep(observation.stamp_ns, observation.instruction, normalized)
+        return self._as_chunk(observation, normalized, thought, latency)
+
+    def _as_chunk(self, observation: Observation, normalized: Array, thought: _Thought, latency: float) -> ActionChunk:
         return ActionChunk(
             id=new_id('chunk'),
             observation_stamp_ns=observation.stamp_ns,
             created_stamp_ns=observation.stamp_ns + int(latency * 1e9),
             step_period=self._settings.step_period,
-            steps=steps[: self._settings.horizon],
+            steps=self._statistics.unnormalize(normalized)[: self._settings.horizon],
             frame_id=observation.frame_id,
             reference_pose=pose_from_xyz_rpy(observation.proprio[:6]),
             delta_frame='tool' if self._embodiment.delta_frame == 'tool' else 'base',
@@ -231,6 +205,100 @@ class InstructVLAPolicy:
             checkpoint_revision=self.checkpoint_revision,
             model_latency=latency,
         )
+
+    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
+        """Sentences and chunks about many observations, as if asked one after the other.
+
+        Only what does not depend on the chunk before is shared out in batches; with real-time chunking nothing is.
+        """
+        if self._settings.realtime != 'off' or len(asks) < 2:
+            return self._one_by_one(asks, reasoning)
+        with self._lanes('chunk'):
+            return self._act_many(asks, reasoning)
+
+    def _one_by_one(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
+        acts = []
+        for ask in asks:
+            said = self.think(ask.observation) if ask.think else None
+            reasoning = said or reasoning
+            acts.append(Act(said, self.infer(ask.observation, reasoning)))
+        return acts
+
+    def _act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
+        started = time.perf_counter()
+        with self._lock:
+            epoch, thought, uses = self._epoch, self._thought, self._uses
+            noise = [self._bundle.model.noise(1, self._generator) for _ in asks]
+        frames = [self._frame(ask.observation) for ask in asks]
+        together = Together(self._bundle, self._euler_steps)
+        said = self._say_many(together, asks, frames)
+        thoughts: list[_Thought | int] = []  # of each ask: what is known, or the number of the latent to be read
+        wanted: list[tuple[Tensor, np.ndarray]] = []
+        sources: list[tuple[str, str]] = []
+        about = thought.instruction if thought is not None else None
+        for k, ask in enumerate(asks):
+            instruction, reasoning = ask.observation.instruction, said[k][0] if k in said else reasoning
+            if about != instruction or uses >= self._settings.latent_period:
+                fed = next((text for r, text in said.values() if reasoning is not None and r.id == reasoning.id), None)
+                response, reasoning_id = self._words(instruction, reasoning, fed)
+                wanted.append((frames[k].pixels, self._bundle.prompts.action(instruction, response)))
+                sources.append((instruction, reasoning_id))
+                about, uses = instruction, 0
+            elif not wanted:
+                assert thought is not None
+                thoughts.append(thought)
+            if wanted:
+                thoughts.append(len(wanted) - 1)
+            uses += 1
+        read = [_Thought(x, *s) for x, s in zip(together.latents(wanted), sources, strict=True)]
+        known = [read[t] if isinstance(t, int) else t for t in thoughts]
+        raw = together.chunks(
+            [t.latent for t in known], [f.views for f in frames], [f.proprio for f in frames], noise
+        )
+        latency = self._since(started) / len(asks)
+        with self._lock:
+            if epoch == self._epoch:
+                self._thought, self._uses = known[-1], uses
+                if said:
+                    spoken, text = said[max(said)]
+                    self._said = (spoken.id, spoken.stamp_ns, None, text)
+            done = {id(ask.observation) for ask in asks}
+            self._prepared = {k: v for k, v in self._prepared.items() if k not in done}
+        finished = self._statistics.finish(raw.double().cpu().numpy())
+        return [
+            Act(
+                said[k][0] if k in said else None,
+                self._as_chunk(ask.observation, finished[k], known[k], latency),
+            )
+            for k, ask in enumerate(asks)
+        ]
+
+    def _say_many(
+        self, together: Together, asks: Sequence[Ask], frames: Sequence[_Frame]
+    ) -> dict[int, tuple[Reasoning, str]]:
+        """Position of an ask -> its sentence, and what is fed back of it, for those that want one."""
+        config, prompts = self._bundle.config, self._bundle.prompts
+        started = time.perf_counter()
+        which = [k for k, ask in enumerate(asks) if ask.think and config.reasons]
+        told = together.sentences(
+            [(frames[k].pixels, prompts.reason(asks[k].observation.instruction)) for k in which]
+        )
+        out = {}
+        for k, tokens in zip(which, told, strict=True):
+            seen = asks[k].observation
+            reasoning = Reasoning(
+                id=new_id('say'),
+                stamp_ns=seen.stamp_ns,
+                instruction=seen.instruction,
+                text=prompts.response(tokens),
+                kind=ReasoningKind.PLAN,
+                tokens=len(tokens),
+                latency=self._since(started) / len(which),
+                final=True,
+                source=self.name,
+            )
+            out[k] = (reasoning, prompts.response(tokens, config.response))
+        return out
 
     def warm_up(self) -> None:
         """Run everything once on black images, so that the first real call is not slower; the state is reset."""
@@ -303,28 +371,38 @@ class InstructVLAPolicy:
 
     def _conclude(self, frame: _Frame, instruction: str, reasoning: Reasoning | None) -> tuple[_Thought, Session]:
         """Latent of this frame, and the session it was read in: the sentence's when it is about this frame."""
-        response, reasoning_id, session = None, '', None
-        if (
-            reasoning is not None
-            and reasoning.kind is ReasoningKind.PLAN
-            and reasoning.instruction == instruction
-            and reasoning.text
-        ):
-            response, reasoning_id = reasoning.text, reasoning.id
-            with self._lock:
-                if self._said is not None and self._said[0] == reasoning.id:
-                    _, stamp, said_session, response = self._said
-                    if stamp == frame.stamp_ns:
-                        session = said_session
-                        # One thread at a time writes into a session: it now belongs to this call.
-                        self._said = (reasoning.id, stamp, None, response)
+        response, reasoning_id = self._words(instruction, reasoning)
+        session = None
+        with self._lock:
+            if self._said is not None and self._said[:2] == (reasoning_id, frame.stamp_ns):
+                session = self._said[2]
+                # One thread at a time writes into a session: it now belongs to this call.
+                self._said = (reasoning_id, frame.stamp_ns, None, self._said[3])
         ids = torch.from_numpy(self._bundle.prompts.action(instruction, response))[None].to(self._bundle.model.device)
         session = session or self._engine.begin(frame.pixels)
         return _Thought(self._engine.latent(session, ids), instruction, reasoning_id), session
 
-    def prepare(self, observation: Observation) -> None:
+    def _words(self, instruction: str, reasoning: Reasoning | None, fed: str | None = None) -> tuple[str | None, str]:
+        """What the action prompt is told of a sentence, None if it is about something else, and the sentence's id.
+
+        Args:
+            fed: the model's own form of this sentence, where the caller knows it.
+        """
+        if (
+            reasoning is None
+            or reasoning.kind is not ReasoningKind.PLAN
+            or reasoning.instruction != instruction
+            or not reasoning.text
+        ):
+            return None, ''
+        with self._lock:
+            if fed is None and self._said is not None and self._said[0] == reasoning.id:
+                fed = self._said[3]
+        return reasoning.text if fed is None else fed, reasoning.id
+
+    def prepare(self, observation: Observation, keep: int = 2) -> None:
         """Bring the pictures of an observation to the sizes of the model; ``think`` and ``infer`` then find them."""
-        self._pictures(observation)
+        self._pictures(observation, keep)
 
     def _frame(self, observation: Observation) -> _Frame:
         pixels, views = self._pictures(observation)
@@ -339,11 +417,11 @@ class InstructVLAPolicy:
             proprio,
         )
 
-    def _pictures(self, observation: Observation) -> tuple[Floats, Floats]:
+    def _pictures(self, observation: Observation, keep: int = 2) -> tuple[Floats, Floats]:
         """Pixels (3, S, S) of the VLM, views (V, 3, S', S') of DINO; kept for the next call with this very object."""
-        for known, pixels, views in self._prepared:
-            if known is observation:
-                return pixels, views
+        known = self._prepared.get(id(observation))
+        if known is not None:
+            return known[1:]
         config = self._bundle.config
         absent = [n for n in self._view_names if n not in observation.views]
         if absent:
@@ -353,7 +431,10 @@ class InstructVLAPolicy:
         frames = [observation.views[n] for n in self._view_names]
         pixels = siglip_pixels(join_views(frames), config.vision.image_size)
         views = np.stack([dino_pixels(f, config.dino.image_size) for f in frames])
-        self._prepared = (*self._prepared[-1:], (observation, pixels, views))
+        # The observation is kept with them: as long as it lives nothing else has its id.
+        with self._lock:
+            newest = list(self._prepared.items())[max(len(self._prepared) - keep + 1, 0) :]
+            self._prepared = {**dict(newest), id(observation): (observation, pixels, views)}
         return pixels, views
 
     def with_settings(self, **changes: object) -> InstructVLAPolicy:

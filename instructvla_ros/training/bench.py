@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from ..model.bench import IMAGE_ID, random_model, with_stage
 from ..model.config import ModelConfig, preset
+from ..model.device import pick_device
 from ..model.dino import FilmBlock
 from ..model.flow import flow_loss, interpolate
 from ..model.instructvla import Batch, InstructVLA
-from ..model.policy import pick_device
 from ..model.prompt import IGNORE
 from ..model.trainable import set_trainable
 
