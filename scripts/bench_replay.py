@@ -47,6 +47,7 @@ def main() -> int:
         s = result['speed']
         stages = ', '.join(f'{k} {v:.1f} ms' for k, v in s['per_chunk_ms'].items())
         print(f'speed       {s["times_real_time"]:.1f} x real time (target {TARGET:.0f}), {s["chunks"]} chunks')
+        print(f'one by one  {s["one_by_one"]:.1f} x real time')
         print(f'per chunk   {stages}')
         print(f'repeatable  {"bit for bit" if result["repeatable"] else "NO"} over {args.repeats} runs')
         if 'memory' in result:

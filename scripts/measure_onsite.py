@@ -34,6 +34,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--old', nargs='*', default=['pick', 'put'], metavar='TASK', help='what it must not forget')
     add('--demonstrations', type=int, default=20, help='of the new task')
     add('--rehearse', type=int, default=40, help='demonstrations of the old tasks in all; 0: none')
+    add('--old-data', metavar='FOLDER', help='episodes of the old tasks that exist, instead of making some')
     add('--share', type=float, default=0.5, help='of a batch that is rehearsed')
     add('--episodes', type=int, default=40, help='of the test, per task')
     add('--out', type=Path, default=Path('runs/onsite'))
@@ -45,6 +46,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Demonstrate, test, train, test; 130 when interrupted."""
+    from instructvla_ros.data.episodes import Dataset
+
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         'init': args.init,
         'task': args.task,
         'demonstrations': args.demonstrations,
-        'rehearsed': args.rehearse,
+        'rehearsed': len(Dataset.open(Path(args.old_data))) if args.old_data else args.rehearse,
         'seconds': {k: round(v, 1) for k, v in seconds.items()},
         'before': before,
         'after': after,
@@ -86,11 +89,11 @@ def demonstrate(args: argparse.Namespace) -> list[Path]:
     from instructvla_ros.training.generate import generate, jobs
 
     made = [(args.out / 'data' / 'new', (args.task,), args.demonstrations)]
-    if args.rehearse:
+    if args.rehearse and not args.old_data:
         made.append((args.out / 'data' / 'old', tuple(args.old), args.rehearse))
     for folder, tasks, count in made:
         generate(folder, jobs(tasks, count, FIRST), args.workers)
-    return [folder for folder, _, _ in made]
+    return [folder for folder, _, _ in made] + ([Path(args.old_data)] if args.old_data else [])
 
 
 def trained(args: argparse.Namespace, data: list[Path]) -> Path:

@@ -251,7 +251,8 @@ def test_answers_and_losses_are_those_of_the_plain_model(bundle):
     pixels = torch.from_numpy(siglip_pixels(picture, bundle.config.vision.image_size))[None]
     ids = torch.from_numpy(bundle.prompts.question(prompt))[None]
     tokens = bundle.model.sentence(ids, pixels, end_id=bundle.prompts.end_id, limit=5)[0]
-    assert speaker.ask(picture, prompt) == bundle.prompts.response(tokens) and 1 <= len(tokens) <= 5
+    told = speaker.ask([(picture, prompt), (doubles.image(40, 50, 3), 'And the ball?'), (picture, prompt)])
+    assert told[0] == told[2] == bundle.prompts.response(tokens) and len(told) == 3 and 1 <= len(tokens) <= 5
     messages = [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': 'I will move to the red cube.'}]
     encoded = bundle.prompts.dialog(messages)
     batch = Batch(torch.from_numpy(encoded.ids)[None], torch.from_numpy(encoded.labels)[None], pixels)
@@ -261,7 +262,8 @@ def test_answers_and_losses_are_those_of_the_plain_model(bundle):
     assert speaker.loss(messages, None)[1] == count  # text only
 
 
-def test_a_run_continues_and_asks_nothing_twice(bundle, validation, tmp_path):
+def test_a_run_continues_and_asks_nothing_twice(bundle, validation, tmp_path, monkeypatch):
+    monkeypatch.setattr(language, 'AT_ONCE', 2)
     speaker = language.Speaker(bundle, total=60)
     questions = list(language.from_files(validation / 'bridge_instruction.json', validation / 'images'))
     file = tmp_path / 'answers.jsonl'
@@ -273,7 +275,7 @@ def test_a_run_continues_and_asks_nothing_twice(bundle, validation, tmp_path):
     rest = list(language.answer_all(speaker, questions, file))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rest) == 4 and [(r['key'], r['kind']) for r in rows] == [(q.key, q.kind) for q in questions]
-    assert all(r['answer'] == speaker.ask(q.image(), q.prompt) for r, q in zip(rows, questions, strict=True))
+    assert all([r['answer']] == speaker.ask([(q.image(), q.prompt)]) for r, q in zip(rows, questions, strict=True))
 
 
 def test_scores_by_kind():

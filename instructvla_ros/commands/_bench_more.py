@@ -120,6 +120,7 @@ def replay_table(found: dict[str, Any]) -> Any:
     for name in ('what', 'measured', 'wanted'):
         table.add_column(name, justify='left' if name == 'what' else 'right')
     table.add_row('seconds of recording per second', f'{speed["times_real_time"]:.1f}', f'{speed["target"]:.0f}')
+    table.add_row('the same, each observation asked about alone', f'{speed["one_by_one"]:.1f}', '')
     for stage, ms in speed['per_chunk_ms'].items():
         table.add_row(f'{stage}, per chunk (median)', f'{ms:.1f} ms', '')
     table.add_row('repeatable bit for bit', 'yes' if found['repeatable'] else 'NO', 'yes')

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .. import config, imaging, resources
 from ..data.rebag import BagWriter
 from ..settings import Embodiment
 from .replay import ReplayOptions
+from .replay_asking import TOGETHER
 from .replay_session import Outcome, Replayer, deployment, open_recording
 
 START_NS = 1_700_000_000_000_000_000
@@ -130,8 +132,9 @@ def measure_replay(
         weights.
 
     Returns:
-        ``speed``: times_real_time (median), all, target, chunks, per_chunk_ms by stage; ``repeatable``: whether every
-        run decided the same bit for bit; ``memory``: see :meth:`Memory.growth`, and seconds, wall.
+        ``speed``: times_real_time (median), all, one_by_one (median of runs in between that ask about each observation
+        alone), target, chunks, per_chunk_ms by stage; ``repeatable``: whether every run decided the same bit for bit;
+        ``memory``: see :meth:`Memory.growth`, and seconds, wall.
     """
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix='bench-replay-') as place:
@@ -141,7 +144,8 @@ def measure_replay(
         plan = deployment('', checkpoint or str(make_checkpoint(folder)), options=options, overrides={'device': 'cpu'})
         replayer = Replayer(plan)
 
-        def replay(bag: Path) -> tuple[Outcome, float]:
+        def replay(bag: Path, together: int = TOGETHER) -> tuple[Outcome, float]:
+            replayer.plan = replace(plan, options=replace(options, together=together))
             with open_recording(bag, plan.embodiment) as recording:
                 began = time.perf_counter()
                 outcome = replayer.run(recording)
@@ -150,15 +154,18 @@ def measure_replay(
         make_bag(folder / 'speed', seconds, raw)
         progress('replay: once to warm up')
         first = digest(replay(folder / 'speed')[0])
-        runs = []
+        runs, alone = [], []
         for k in range(repeats):
             progress(f'replay: {seconds:g} s of bag, {k + 1} of {repeats}')
             runs.append(replay(folder / 'speed'))
+            progress(f'replay: {seconds:g} s of bag one by one, {k + 1} of {repeats}')
+            alone.append(seconds / replay(folder / 'speed', 1)[1])
         speeds = [seconds / wall for _, wall in runs]
         latency = runs[-1][0].metrics['latency']
         result['speed'] = {
             'times_real_time': statistics.median(speeds),
             'all': speeds,
+            'one_by_one': statistics.median(alone),
             'target': TARGET,
             'chunks': len(runs[-1][0].trace.chunks),
             'per_chunk_ms': {k: 1e3 * (latency[k]['p50'] or 0.0) for k in latency},

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from ..datatypes import Image
 from ..errors import DataError
 from ..geometry import Array
 from ..model.checkpoint import Bundle
-from ..model.fast import FastPath
 from ..model.images import join_views, siglip_pixels
 from ..model.instructvla import Batch
+from ..model.together import Together
 from . import runlog
 from .language_metrics import Figure, Metric, figure, relative_change
 from .simpler import read_rows
@@ -38,6 +39,8 @@ ANSWERS, GENERAL = 'answers.jsonl', 'general.jsonl'
 TOTAL = 350
 """Most tokens of a prompt with its answer, picture included (specification of the VLA-IT validation)."""
 LONGEST_DIALOG = 1024
+AT_ONCE = 64
+"""Questions asked together; an interrupted run asks at most so many again."""
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
@@ -145,16 +148,15 @@ class Speaker:
 
     def __init__(self, bundle: Bundle, total: int = TOTAL) -> None:
         self.bundle, self._total = bundle, total
-        self._engine = FastPath(bundle.model)
+        self._together = Together(bundle)
 
-    def ask(self, image: Image, prompt: str) -> str:
-        """Answer to a plain user text about a picture."""
-        prompts, device = self.bundle.prompts, self.bundle.model.device
-        ids = torch.from_numpy(prompts.question(prompt))[None].to(device)
-        limit = max(1, self._total - ids.shape[1])
-        session = self._engine.begin(self._pixels(image))
-        (tokens,) = self._engine.sentence(session, ids, end_id=prompts.end_id, limit=limit)
-        return prompts.response(tokens)
+    def ask(self, asked: Sequence[tuple[Image, str]]) -> list[str]:
+        """Answers to plain user texts, each about a picture; many at once are much less work than one by one."""
+        prompts = self.bundle.prompts
+        told = self._together.sentences(
+            [(self._pixels(image), prompts.question(text)) for image, text in asked], self._total
+        )
+        return [prompts.response(tokens) for tokens in told]
 
     @torch.no_grad()
     def loss(self, messages: Sequence[Mapping[str, str]], image: Image | None) -> tuple[float, int]:
@@ -176,23 +178,18 @@ class Speaker:
 def answer_all(speaker: Speaker, questions: Iterable[Question], file: Path) -> Iterator[dict[str, Any]]:
     """Ask what ``file`` does not hold yet; every answer is appended to it and yielded."""
     done = {(r['key'], r['kind']) for r in read_rows(file)}
+    new = (q for q in questions if (q.key, q.kind) not in done)
     with file.open('a', encoding='utf-8') as out:
-        for question in questions:
-            if (question.key, question.kind) in done:
-                continue
-            image = question.image()
-            if image is None:
-                continue
-            row = {
-                'key': question.key,
-                'kind': question.kind,
-                'prompt': question.prompt,
-                'reference': question.reference,
-                'answer': speaker.ask(image, question.prompt),
-            }
-            out.write(json.dumps(row) + '\n')
+        while some := list(islice(new, AT_ONCE)):
+            seen = [(q, image) for q in some if (image := q.image()) is not None]
+            answers = speaker.ask([(image, q.prompt) for q, image in seen])
+            rows = [
+                {'key': q.key, 'kind': q.kind, 'prompt': q.prompt, 'reference': q.reference, 'answer': answer}
+                for (q, _), answer in zip(seen, answers, strict=True)
+            ]
+            out.writelines(json.dumps(row) + '\n' for row in rows)
             out.flush()
-            yield row
+            yield from rows
 
 
 def loss_all(speaker: Speaker, data: Conversations, file: Path, limit: int = 0) -> Iterator[dict[str, Any]]:

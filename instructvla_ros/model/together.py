@@ -26,20 +26,24 @@ class Together:
     """Batches of the fast path.
 
     Args:
-        bundle: weights and prompts. euler_steps: of a chunk.
+        bundle: weights and prompts. euler_steps: of a chunk; 0: as the model has it.
     """
 
-    def __init__(self, bundle: Bundle, euler_steps: int) -> None:
+    def __init__(self, bundle: Bundle, euler_steps: int = 0) -> None:
         self._model, self._end = bundle.model, bundle.prompts.end_id
-        self._path, self._steps = FastPath(bundle.model), euler_steps
+        self._path, self._steps = FastPath(bundle.model), euler_steps or bundle.config.euler_steps
 
-    def sentences(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Tokens of the greedy sentence of each prompt."""
+    def sentences(self, prompts: Sequence[Prompt], total: int = 0) -> list[list[int]]:
+        """Tokens of the greedy sentence of each prompt.
+
+        Args:
+            total: most tokens of prompt and sentence together; 0: as long as the model lets a sentence be.
+        """
         out: list[list[int]] = [[]] * len(prompts)
         for rows, pixels, ids in self._groups(prompts):
-            for row, tokens in zip(
-                rows, self._path.sentence(self._path.begin(pixels), ids, end_id=self._end), strict=True
-            ):
+            limit = max(1, total - ids.shape[1]) if total else None
+            told = self._path.sentence(self._path.begin(pixels), ids, end_id=self._end, limit=limit)
+            for row, tokens in zip(rows, told, strict=True):
                 out[row] = tokens
         return out
 
