@@ -6,9 +6,11 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import config, resources
 from .errors import ConfigError, SetupError, TaskError, suggest
@@ -26,15 +28,20 @@ class RunError(SetupError):
 
 @dataclass(frozen=True)
 class EpisodeRequest:
-    """One episode to run; an empty instruction takes the task's own sentence, an empty task is found from it."""
+    """One episode to run; an empty instruction takes the task's own sentence, an empty task is found from it.
+
+    Attributes:
+        said: what the policy is told instead, in any words; scene and success follow from the instruction.
+    """
 
     task: str
     seed: int
     instruction: str = ''
+    said: str = ''
 
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> tuple[str, int, str, str]:
         """What makes it the same episode as another."""
-        return self.task, self.seed, self.instruction
+        return self.task, self.seed, self.instruction, self.said
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,32 @@ def check_episode(request: EpisodeRequest) -> EpisodeRequest:
     else:
         episode = episode_from_instruction(request.instruction, request.seed)
     # The sentence stays as it was asked for: the simulator samples the same one from the same seed.
-    return EpisodeRequest(episode.task, request.seed, request.instruction)
+    return replace(request, task=episode.task)
+
+
+def in_other_words(request: EpisodeRequest, family: str) -> EpisodeRequest:
+    """The request, said in words of a family that no training has seen: aggregation or situated.
+
+    Raises:
+        TaskError: unknown family, or nothing of this kind is true and unique in the scene.
+    """
+    from . import config, resources
+    from .settings import Sim
+    from .sim.annotations import instructions
+    from .sim.tasks import make_episode
+
+    sim = config.load(Sim, resources.config_file('sim.yaml'))
+    episode = make_episode(request.task, request.seed, request.instruction, sim.randomization)
+    rng = np.random.default_rng([request.seed, len(family)])
+    found = instructions(episode, family, rng, 'held_out')
+    if not found:
+        raise TaskError(
+            f'nothing {family} can be said about {episode.instruction!r} in scene {request.seed}; try another --seed'
+        )
+    kinds = sorted({phrase.kind for phrase in found})
+    kind = kinds[int(rng.integers(len(kinds)))]
+    same = [phrase.text for phrase in found if phrase.kind == kind]
+    return replace(request, said=same[int(rng.integers(len(same)))])
 
 
 def specs(options: GraphOptions, folder: Path, first: EpisodeRequest) -> list[NodeSpec]:
@@ -201,6 +233,7 @@ class Session:
                     'seed': e.seed,
                     'instruction': e.instruction,
                     'asked': e.instruction,
+                    'said': e.said,
                     'policy': options.policy,
                     'checkpoint': options.checkpoint,
                     'speed': options.speed,

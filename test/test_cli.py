@@ -131,6 +131,20 @@ def test_episode_is_found_from_the_sentence():
     assert graph_session.check_episode(EpisodeRequest('pick', 3)) == EpisodeRequest('pick', 3, '')
     with pytest.raises(TaskError, match='give a task or an instruction'):
         graph_session.check_episode(EpisodeRequest('', 0))
+    other = EpisodeRequest('', 3, 'put the red cube in the bowl', 'the red one goes in there')
+    assert graph_session.check_episode(other).said == other.said
+
+
+def test_the_scene_finds_other_words_for_the_same():
+    request = EpisodeRequest('put', 3, 'put the red cube in the bowl')
+    situated = graph_session.in_other_words(request, 'situated')
+    assert situated == graph_session.in_other_words(request, 'situated') and situated.key() != request.key()
+    assert situated.said and 'red cube' not in situated.said
+    assert (situated.task, situated.seed, situated.instruction) == ('put', 3, 'put the red cube in the bowl')
+    with pytest.raises(TaskError, match='situatd.*situated'):
+        graph_session.in_other_words(request, 'situatd')
+    with pytest.raises(TaskError, match='another --seed'):
+        graph_session.in_other_words(EpisodeRequest('open_drawer', 0), 'situated')
 
 
 def test_specs_name_the_processes_and_their_parameters(tmp_path):
@@ -219,6 +233,7 @@ def test_session_writes_what_the_episode_node_reads(session, tmp_path):
         'seed': 1,
         'instruction': 'pick up the red cube',
         'asked': 'pick up the red cube',
+        'said': '',
         'policy': 'expert',
         'checkpoint': '',
         'speed': 1.0,
@@ -265,7 +280,7 @@ def test_folders_of_two_runs_in_the_same_second_differ(tmp_path, monkeypatch):
 
 def test_interrupted_evaluation_asks_only_for_what_is_missing(tmp_path, monkeypatch, capsys):
     """The second call finds the rows of the first and runs the rest."""
-    asked: list[list[tuple[str, int, str]]] = []
+    asked: list[list[tuple[str, int, str, str]]] = []
 
     class Fake:
         def __init__(self, episodes, folder, options):
@@ -297,7 +312,7 @@ def test_interrupted_evaluation_asks_only_for_what_is_missing(tmp_path, monkeypa
     arguments = ['evaluate', 'graph', '--task', 'pick', '--episodes', '3', '--out', str(tmp_path), '--json']
     assert cli.main(arguments) == 1  # one of three is missing
     assert cli.main(arguments) == 0
-    assert [len(a) for a in asked] == [3, 1] and asked[1] == [('pick', 2, '')]
+    assert [len(a) for a in asked] == [3, 1] and asked[1] == [('pick', 2, '', '')]
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert last['tasks']['pick']['successes'] == 3
     assert json.loads((tmp_path / 'summary.json').read_text())['tasks']['pick']['episodes'] == 3

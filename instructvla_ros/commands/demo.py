@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..resources import choose_policy
 
 ORDER = 1
@@ -24,6 +25,8 @@ HELP = 'a simulated Franka obeys a sentence; ends with a report'
 EXAMPLES = (
     'instructvla demo',
     "instructvla demo --instruction 'stack the green cube on the blue cube' --seed 3",
+    'instructvla demo --words situated --seed 4    # never named, only described',
+    "instructvla demo --instruction 'pick up the blue cube' --say 'get me the thing the colour of the sky'",
     'instructvla demo --task open_drawer --no-video',
     'instructvla demo --policy expert    # the script instead of the model',
     'instructvla demo --web              # cameras, arm, thoughts, instructions and STOP in a browser',
@@ -42,6 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--instruction', default='', help=f'what to do, in words (default: {DEFAULT!r}, or the sentence of --task)'
+    )
+    parser.add_argument(
+        '--say',
+        default='',
+        metavar='TEXT',
+        help='what the policy is told, in any words; --instruction is what is meant, for the scene and the judge',
+    )
+    parser.add_argument(
+        '--words',
+        default='',
+        help='let the scene choose what is said, from sentences that no training has seen: aggregation (other words, '
+        'places, negation) or situated (described, not named)',
     )
     parser.add_argument('--seed', type=int, default=1, help='of the scene (default: 1)')
     parser.add_argument(
@@ -82,7 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     instruction = arguments.instruction.strip() or ('' if arguments.task else DEFAULT)
     session.require_ros()
-    request = session.check_episode(session.EpisodeRequest(arguments.task, arguments.seed, instruction))
+    asked = session.EpisodeRequest(arguments.task, arguments.seed, instruction, arguments.say.strip())
+    request = session.check_episode(asked)
+    if arguments.words:
+        if arguments.say:
+            raise ConfigError('give --say or --words, not both')
+        request = session.in_other_words(request, arguments.words)
     arguments.policy, arguments.checkpoint = choose_policy(request.task, arguments.policy, arguments.checkpoint)
     options = session.GraphOptions(
         policy=arguments.policy,
@@ -144,6 +164,7 @@ def _result(row: dict[str, Any], folder: Path, report: Path, wall: float) -> dic
         'task',
         'seed',
         'instruction',
+        'meant',
         'policy',
         'success',
         'success_after',

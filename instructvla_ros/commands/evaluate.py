@@ -132,8 +132,8 @@ def _graph(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, A
     return rows
 
 
-def _row_key(row: dict[str, Any]) -> tuple[str, int, str]:
-    return row.get('task', ''), row.get('seed', -1), row.get('asked', '')
+def _row_key(row: dict[str, Any]) -> tuple[str, int, str, str]:
+    return row.get('task', ''), row.get('seed', -1), row.get('asked', ''), row.get('said', '')
 
 
 def _expert(arguments: argparse.Namespace, wanted: list[Any]) -> list[dict[str, Any]]:

@@ -151,6 +151,7 @@ class EpisodeNode(BaseNode):
         answer = self._call(self._world, request, '/sim/reset', 20.0)
         if not answer.success:
             raise GraphError(f'the simulator refuses the episode: {answer.message}')
+        words = str(episode.get('said') or answer.instruction)
         scene = self._wait_scene(lambda s: s.episode == answer.episode, f'/sim/state of episode {answer.episode}')
         self._wait_fresh(scene.stamp_ns)
         self._switch_on()
@@ -161,7 +162,7 @@ class EpisodeNode(BaseNode):
             of=len(self._episodes),
             task=scene.task,
             seed=scene.seed,
-            instruction=answer.instruction,
+            instruction=words,
             time_limit=limit,
         )
         folder = self._output if len(self._episodes) == 1 else self._output / f'episode_{index:03d}'
@@ -171,10 +172,11 @@ class EpisodeNode(BaseNode):
         self._recorder.start(folder if with_video else None)
         every = self._settings.stop_every
         drill = self._settings.stop_after if every and index % every == every - 1 else None
-        result = self._follow(answer.instruction, limit, drill)
+        result = self._follow(words, limit, drill)
         settle = self._settings.settle if drill is None else max(self._settings.settle, 1.0)
         self._stop.wait(settle / self._settings.sim_speed)
-        return self._conclude(episode, answer.instruction, result, limit, folder)
+        meant = {**episode, 'meant': answer.instruction} if words != answer.instruction else episode
+        return self._conclude(meant, words, result, limit, folder)
 
     def _wait_fresh(self, since_ns: int) -> None:
         """Wait until what the others see is certainly of the new scene."""

@@ -119,9 +119,12 @@ def test_demo_with_video(tmp_path):
 def test_demo_without_video_of_another_task(tmp_path):
     code, out, err = run(
         'demo', '--task', 'pick', '--seed', '3', '--policy', 'expert', '--no-video', '--out', str(tmp_path / 'run'),
-        cwd=tmp_path,
+        '--say', 'get me that', cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, f'{out}\n{err}'
+    (row,) = [json.loads(line) for line in (tmp_path / 'run' / 'episodes.jsonl').read_text().splitlines()]
+    assert (row['instruction'], row['said'], row['success']) == ('get me that', 'get me that', True)
+    assert row['meant'].split()[-1] in ('cube', 'ball', 'cylinder', 'bowl', 'plate', 'mug', 'can', 'box')
     assert f'report: {tmp_path / "run" / "report.html"}' in out
     assert 'solved' in err and 'I will' in err
     log = runlog.load(tmp_path / 'run')
