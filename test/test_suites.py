@@ -1,6 +1,7 @@
 """Tabletop-Instruct: what is asked, how it is run, what is made of it."""
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -337,8 +338,21 @@ def test_changed_weights_are_another_measurement(tmp_path):
     one = replace(SETUP, policy=config.replace(POLICY, policy='instructvla', checkpoint=str(weights)))
     before = one.identity()
     assert before == one.identity()
-    (weights / 'model.safetensors').write_bytes(b'12')
+    (weights / 'model.safetensors').write_bytes(b'2')
     assert one.identity() != before
+
+
+def test_a_copy_of_the_weights_is_the_same_measurement(tmp_path):
+    places = [tmp_path / name for name in ('here', 'there')]
+    for place in places:
+        place.mkdir()
+        (place / 'model.safetensors').write_bytes(b'1')
+    os.utime(places[1] / 'model.safetensors', (1, 1))
+    (places[1] / 'README.md').write_text('The card says more.')
+    here, there = (
+        replace(SETUP, policy=config.replace(POLICY, policy='instructvla', checkpoint=str(place))) for place in places
+    )
+    assert here.identity() == there.identity()
 
 
 def test_weights_of_the_package_count_too(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Runs the cases of Tabletop-Instruct, in several processes and so that an interrupted run can go on.
 
 Every finished episode is one line of ``episodes.jsonl``. Its ``id`` covers the case with its scene, the configuration
-and the files of the checkpoint: what has been measured with anything else is left in the file and not counted.
+and the content of the checkpoint: what has been measured with anything else is left in the file and not counted.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ RESULTS = 'episodes.jsonl'
 STRATEGIES = ('replace', 'ensemble', 'blend', 'realtime')
 """What a new chunk does to the old one: three ways of the controller, and real-time chunking inside the model."""
 VIDEOS = ('none', 'failures', 'all')
+READABLE = 1 << 28
+"""Largest file that is read to tell whether it is the same [bytes]."""
 SHRINK = 2
 """Pictures of videos are this much smaller than those of the camera."""
 
@@ -65,15 +67,24 @@ class Setup:
     videos: str = 'none'
 
     def identity(self) -> str:
-        """Hash of the configuration and of the names, sizes and times of the checkpoint's files."""
+        """Hash of the configuration and of the checkpoint's files, wherever they lie; its card does not count."""
         data = [config.to_dict(part) for part in (self.embodiment, self.sim, self.control, self.policy)]
+        data[-1].pop('checkpoint', None)
         place = local_checkpoint(self.policy.checkpoint) if self.policy.checkpoint else None
-        stats = []
-        if place is not None and place.is_dir():
-            # The card says something about the weights and changes none of them.
-            files = [(f, f.stat()) for f in sorted(place.rglob('*')) if f.is_file() and f.suffix != '.md']
-            stats = [(str(f.relative_to(place)), s.st_size, s.st_mtime_ns) for f, s in files]
+        if place is None or not place.is_dir():
+            stats: Any = self.policy.checkpoint
+        else:
+            files = sorted(f for f in place.rglob('*') if f.is_file() and f.suffix != '.md')
+            stats = [(str(f.relative_to(place)), _content(f)) for f in files]
         return hashlib.sha256(json.dumps([data, stats], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(file: Path) -> str:
+    """Hash of a file; of one that would take seconds to read its size and time."""
+    size = file.stat().st_size
+    if size > READABLE:
+        return f'{size} {file.stat().st_mtime_ns}'
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def case_id(case: Case, identity: str) -> str:
