@@ -37,6 +37,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--old-data', metavar='FOLDER', help='episodes of the old tasks that exist, instead of making some')
     add('--share', type=float, default=0.5, help='of a batch that is rehearsed')
     add('--episodes', type=int, default=40, help='of the test, per task')
+    add('--run', default='tiny_onsite', help='options of the training: a name or a YAML file, as instructvla train has')
     add('--out', type=Path, default=Path('runs/onsite'))
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that act')
     add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         'init': args.init,
         'task': args.task,
+        'run': args.run,
+        'changes': args.set,
         'demonstrations': args.demonstrations,
         'rehearsed': len(Dataset.open(Path(args.old_data))) if args.old_data else args.rehearse,
         'seconds': {k: round(v, 1) for k, v in seconds.items()},
@@ -97,7 +100,7 @@ def demonstrate(args: argparse.Namespace) -> list[Path]:
 
 
 def trained(args: argparse.Namespace, data: list[Path]) -> Path:
-    """The checkpoint after ``instructvla train onsite``."""
+    """The checkpoint after ``instructvla train``."""
     import torch
 
     from instructvla_ros.commands.train import read_options
@@ -105,7 +108,7 @@ def trained(args: argparse.Namespace, data: list[Path]) -> Path:
 
     torch.set_num_threads(args.threads)
     changes = [f'shares=[{1 - args.share},{args.share}]'] if len(data) > 1 else []
-    options = read_options('onsite', [str(d) for d in data], args.init, [*changes, *args.set])
+    options = read_options(args.run, [str(d) for d in data], args.init, [*changes, *args.set])
     outcome = train(options, args.out / 'train')
     if outcome.interrupted:
         raise KeyboardInterrupt

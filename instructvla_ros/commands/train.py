@@ -26,7 +26,17 @@ EXAMPLES = (
     'accelerate launch --num_processes 4 -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1',
     'torchrun --nproc_per_node 4 -m instructvla_ros.cli train stage1 ... --set sharded=true   # FSDP',
 )
-RUNS = ('onsite', 'stage1', 'stage2', 'tiny_words', 'tiny_pointing', 'tiny_stage1', 'tiny_stage2', 'tiny_together')
+RUNS = (
+    'onsite',
+    'stage1',
+    'stage2',
+    'tiny_words',
+    'tiny_pointing',
+    'tiny_stage1',
+    'tiny_stage2',
+    'tiny_together',
+    'tiny_onsite',
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
