@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,21 @@ def test_episode_is_found_from_the_sentence():
         graph_session.check_episode(EpisodeRequest('', 0))
     other = EpisodeRequest('', 3, 'put the red cube in the bowl', 'the red one goes in there')
     assert graph_session.check_episode(other).said == other.said
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--policy', 'expert', '--say', 'get me that'], 'plain commands only'),
+        (['--task', 'open_drawer', '--say', 'get me that'], "does 'open_drawer'.*plain commands only"),
+        (['--say', 'get me that', '--words', 'situated'], 'not both'),
+        (['--words', 'situatd'], 'situated'),
+    ],
+)
+def test_words_that_nobody_would_understand_are_refused_before_anything_starts(monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(graph_session, 'require_ros', lambda: None)
+    assert cli.main(['demo', *arguments]) != 0
+    assert re.search(words, ''.join(capsys.readouterr()))
 
 
 def test_the_scene_finds_other_words_for_the_same():

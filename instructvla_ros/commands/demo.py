@@ -104,6 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError('give --say or --words, not both')
         request = session.in_other_words(request, arguments.words)
     arguments.policy, arguments.checkpoint = choose_policy(request.task, arguments.policy, arguments.checkpoint)
+    if request.said and arguments.policy == 'expert':
+        raise ConfigError(
+            f'the scripted expert, which does {request.task!r} here, understands plain commands only; leave --say and '
+            '--words out, or take a task that a checkpoint knows'
+        )
     options = session.GraphOptions(
         policy=arguments.policy,
         checkpoint=arguments.checkpoint,

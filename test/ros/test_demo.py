@@ -70,9 +70,11 @@ def gone(folder: Path, seconds: float = 15.0) -> bool:
 def test_the_shipped_checkpoint_drives_the_demo(tmp_path):
     """It says what it will do, names the object it was asked for, and acts on the sentence; it may still fail."""
     folder = tmp_path / 'run'
-    code, out, err = run('demo', '--no-video', '--out', str(folder), '--json', cwd=tmp_path)
+    words = 'drop the red cube into the bowl please'
+    code, out, err = run('demo', '--no-video', '--say', words, '--out', str(folder), '--json', cwd=tmp_path)
     result = json.loads(out)
     assert code == (0 if result['success'] else 1), f'{out}\n{err}'
+    assert (result['instruction'], result['meant']) == (words, 'put the red cube in the bowl')
     log = runlog.load(folder)
     assert log.meta['policy'] == 'instructvla' and log.meta['checkpoint'] == 'tiny'
     said = [r['text'] for r in log.reasoning]
@@ -119,12 +121,9 @@ def test_demo_with_video(tmp_path):
 def test_demo_without_video_of_another_task(tmp_path):
     code, out, err = run(
         'demo', '--task', 'pick', '--seed', '3', '--policy', 'expert', '--no-video', '--out', str(tmp_path / 'run'),
-        '--say', 'get me that', cwd=tmp_path,
+        cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, f'{out}\n{err}'
-    (row,) = [json.loads(line) for line in (tmp_path / 'run' / 'episodes.jsonl').read_text().splitlines()]
-    assert (row['instruction'], row['said'], row['success']) == ('get me that', 'get me that', True)
-    assert row['meant'].split()[-1] in ('cube', 'ball', 'cylinder', 'bowl', 'plate', 'mug', 'can', 'box')
     assert f'report: {tmp_path / "run" / "report.html"}' in out
     assert 'solved' in err and 'I will' in err
     log = runlog.load(tmp_path / 'run')
