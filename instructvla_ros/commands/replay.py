@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         latency=arguments.latency,
         at=arguments.at,
         judge=not arguments.no_safety,
-        **({'together': 1} if arguments.one_by_one else {}),
+        one_by_one=arguments.one_by_one,
         limits=arguments.limits,
         out=arguments.out,
         video=not arguments.no_video,

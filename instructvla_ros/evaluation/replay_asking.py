@@ -23,6 +23,7 @@ TOGETHER = 40
 """Observations a policy is asked about at once: of 8 s at the usual rate, with four sentences."""
 ALONE = 3
 """Of them those that it is asked alone: one with a sentence, two that rest on it."""
+_HOLD = 'hold'
 
 
 @dataclass(frozen=True)
@@ -166,5 +167,3 @@ class WaitingJudge:
         else:
             getattr(self._judge, name)(argument)
 
-
-_HOLD = 'hold'

@@ -43,7 +43,7 @@ class Job:
     latency: float = 0.0
     at: str = 'rate'
     judge: bool = True
-    together: int = TOGETHER
+    one_by_one: bool = False
     limits: str = 'replay.yaml'
     out: str = ''
     video: bool = True
@@ -160,8 +160,9 @@ def run(job: Job, progress: Progress | None = None) -> Results:
             checkpoint,
             job.embodiment,
             ReplayOptions(
-                job.instruction, job.latency, job.judge, job.at, job.start, job.duration, together=job.together
-            ),
+                job.instruction, job.latency, job.judge, job.at, job.start, job.duration,
+                together=1 if job.one_by_one else TOGETHER,
+            ),  # fmt: skip
             job.topics,
             job.overrides,
         )
