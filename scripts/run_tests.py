@@ -2,8 +2,10 @@
 
 Plain tests first, in two processes where there are two cores. Then each file of ``test/ros`` in a process of its own,
 one after the other: a node or an rclpy context that one of them leaves behind must not decide about the next, and
-nothing else shall take the processor from a graph that keeps time. Arguments are handed to pytest; with those that
-want one process (``-x``, ``-s``, ``--pdb``, ...) the plain tests run in one.
+nothing else shall take the processor from a graph that keeps time. A machine that others share may still make one miss
+a deadline: what failed in ``test/ros`` runs once more, and the summary names what needed that. Arguments are handed to
+pytest; with those that want one process (``-x``, ``-s``, ``--pdb``, ...) the plain tests run in one and nothing runs
+twice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 900  # per process; a hanging graph must not hang the whole run
 NAMES = {'failure': 'failed', 'error': 'errors', 'skipped': 'skipped'}  # JUnit element, pytest's word
-NO_TESTS = 5  # exit code of pytest when a filter leaves nothing to run
+FAILED = 1  # exit code of pytest when tests failed: not when it was killed, did not end or could not collect
+NO_TESTS = 5  # when a filter leaves nothing to run
 # Arguments of pytest that mean something else, or nothing, in two processes.
 ALONE = {'-x', '--exitfirst', '-s', '--capture=no', '--pdb', '--trace'}
 
@@ -72,25 +75,51 @@ def count(result: Path) -> Counter[str]:
     return outcomes
 
 
+def failing(result: Path) -> list[str]:
+    """Names of the tests that did not pass in a JUnit file."""
+    cases = ElementTree.parse(result).iter('testcase')
+    return [case.get('name', '') for case in cases if {'failure', 'error'} & {child.tag for child in case}]
+
+
+def once_more(file: str, arguments: list[str], result: Path) -> tuple[int, Counter[str], str]:
+    """Run what failed in a file of ``test/ros`` again: exit code, outcomes of the whole file, what to say of it."""
+    before, names = count(result), failing(result)
+    print(f'\n{file}: once more: {", ".join(names)}', flush=True)
+    (code,) = run([[file]], [*arguments, '--last-failed', '--last-failed-no-failures=none'], [result])
+    if code != 0:
+        return code, before, ''
+    before.subtract(Counter({word: before[word] for word in ('failed', 'errors')}))
+    return code, before + Counter(passed=len(names)), f'{file}: {", ".join(names)}'
+
+
 def main(arguments: list[str]) -> int:
     """Run every group; return 0 when all of them passed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored when a shell started us in the background
     plain = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test').glob('test_*.py'))
-    alone = (os.cpu_count() or 1) < 2 or any(a in ALONE or a.startswith('--maxfail') for a in arguments)
+    watched = any(a in ALONE or a.startswith('--maxfail') for a in arguments)
+    alone = watched or (os.cpu_count() or 1) < 2
     graph = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'test' / 'ros').glob('test_*.py'))
     outcomes: Counter[str] = Counter()
     bad: list[str] = []
+    second: list[str] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         first = [plain] if alone else [plain[0::2], plain[1::2]]
         for step, groups in enumerate([first, *([[f]] for f in graph)]):
             results = [Path(folder) / f'{step}-{k}.xml' for k in range(len(groups))]
             for files, result, code in zip(groups, results, run(groups, arguments, results), strict=True):
-                outcomes += count(result)
+                if code == FAILED and files[0] in graph and not watched:
+                    code, outcome, told = once_more(files[0], arguments, result)
+                    second += [told] if told else []
+                else:
+                    outcome = count(result)
+                outcomes += outcome
                 if code not in (0, NO_TESTS):
                     bad.append(f'{files[0] if len(files) == 1 else "plain tests"} (exit code {code})')
     total = ', '.join(f'{outcomes[k]} {k}' for k in ('passed', 'failed', 'errors', 'skipped') if outcomes[k])
     print(f'\n=== all tests: {total or "none"} in {time.monotonic() - started:.0f} s ===')
+    for name in second:
+        print(f'passed at the second try: {name}')
     for name in bad:
         print(f'not passed: {name}')
     return 1 if bad or not outcomes else 0
