@@ -373,6 +373,7 @@ class Randomization:
     table: float = option(0.3, 'spread of table colour and texture', ge=0.0, le=1.0)
     camera: float = option(0.0, 'largest shift of the fixed camera', unit='m', ge=0.0, le=0.3)
     distractors: int = option(2, 'objects that no instruction names', ge=0, le=8)
+    alike: float = option(0.0, 'share of them, bowls and plates aside, in the colour of the target', ge=0.0, le=0.9)
 
 
 @dataclass(frozen=True)

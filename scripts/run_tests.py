@@ -104,7 +104,8 @@ def main(arguments: list[str]) -> int:
     second: list[str] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        first = [plain] if alone else [plain[0::2], plain[1::2]]
+        # There and back (0 1 1 0): neighbours in the alphabet take about as long as each other.
+        first = [plain] if alone else [plain[0::4] + plain[3::4], plain[1::4] + plain[2::4]]
         for step, groups in enumerate([first, *([[f]] for f in graph)]):
             results = [Path(folder) / f'{step}-{k}.xml' for k in range(len(groups))]
             for files, result, code in zip(groups, results, run(groups, arguments, results), strict=True):

@@ -13,13 +13,16 @@ from instructvla_ros.data.episodes import Dataset  # noqa: E402
 from instructvla_ros.data.vla_it import check  # noqa: E402
 from instructvla_ros.evaluation.language import KINDS, from_dataset  # noqa: E402
 from instructvla_ros.training import generate as gen  # noqa: E402
+from instructvla_ros.training.demonstrations import training_task  # noqa: E402
+
+ALIKE = 0.9
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Two pictures of scenes, and one demonstration."""
     folder = tmp_path_factory.mktemp('made') / 'scenes'
-    wanted = [*gen.jobs(('pick', 'put'), 2, 600_000, still=True), gen.Job('pick', 600_010)]
+    wanted = [gen.Job('pick', 600_000, True), gen.Job('put', 600_001, True, ALIKE), gen.Job('pick', 600_010)]
     found = gen.generate(folder, wanted, workers=1, progress=False)
     if any('OpenGL' in e or 'render' in e for e in found.errors):
         pytest.skip(f'no OpenGL: {found.errors[0]}')
@@ -42,6 +45,15 @@ def test_episodes_come_annotated(made: Dataset) -> None:
 def test_a_picture_of_a_scene_has_no_motion(made: Dataset) -> None:
     still = made.read('put-600001')
     assert len(still) == 1 and still.success is None and not still.actions[:, :6].any()
+
+
+def test_an_episode_says_how_its_scene_is_made_again(made: Dataset) -> None:
+    for entry in made.index:
+        info = made.read(entry.id).info
+        again = training_task(info['task'], info['seed'], info['alike'])
+        assert [o.name for o in again.scene.objects] == [o['name'] for o in info['objects']]
+    assert made.read('put-600001').info['alike'] == ALIKE
+    assert training_task('put', 600_001, ALIKE).scene != training_task('put', 600_001).scene
 
 
 def test_labels_of_a_demonstration_are_plans_without_the_noise(made: Dataset) -> None:

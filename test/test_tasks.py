@@ -161,6 +161,20 @@ def test_number_of_distractors(count):
     assert len(episode.scene.objects) == 1 + count
 
 
+def test_distractors_in_the_colour_of_the_target():
+    def shared(alike):
+        found = []
+        for seed in range(40):
+            episode = make_episode('put', seed, randomization=Randomization(distractors=3, alike=alike))
+            target, _, *others = episode.scene.objects
+            command = parse(episode.instruction)
+            assert not any(command.target.matches(o.category, o.color, o.size) for o in others), 'still unique'
+            found += [o.color == target.color for o in others if o.category in sc.GRASPABLE]
+        return np.mean(found)
+
+    assert shared(0.0) < 0.35 and 0.6 < shared(0.7) < 0.95
+
+
 def _at(spec, xyz):
     moved = sc.place(spec, (xyz[0], xyz[1]))
     objects = scene_objects(sc.SceneSpec((moved,)))

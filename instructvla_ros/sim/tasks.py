@@ -111,7 +111,7 @@ def _build(
         instruction = render(command, rng)
     named = [Description(s.category, s.color, s.size) for s in (target, destination) if s is not None]
     said = [d for d in (command.target, command.destination) if d is not None]
-    extras = _distractors(said, named, randomization.distractors, rng)
+    extras = _distractors(said, named, randomization, rng)
     for _ in range(40):
         specs = _arranged(task, target, destination, extras, rng, randomization)
         if specs is not None:
@@ -188,10 +188,11 @@ def _object(said: Description, rng: np.random.Generator) -> sc.ObjectSpec:
 
 
 def _distractors(
-    said: Sequence[Description], named: Sequence[Description], count: int, rng: np.random.Generator
+    said: Sequence[Description], named: Sequence[Description], randomization: Randomization, rng: np.random.Generator
 ) -> list[sc.ObjectSpec]:
     """Objects that no words of the sentence fit; one may differ from the target in size only, when size was said."""
     out: list[sc.ObjectSpec] = []
+    count, alike = randomization.distractors, randomization.alike
     drawer = any(d.category == 'drawer' for d in named)
     categories = (
         [*sc.GRASPABLE]
@@ -203,9 +204,11 @@ def _distractors(
         out.append(sc.make_object(named[0].category, named[0].color, _pick(rng, others)))
     while len(out) < count:
         category = _pick(rng, tuple(categories))
-        spec = sc.make_object(
-            category, _pick(rng, tuple(sc.COLORS)), _pick(rng, tuple(sc.SIZES)) if category in sc.GRASPABLE else ''
-        )
+        color, size = _pick(rng, tuple(sc.COLORS)), _pick(rng, tuple(sc.SIZES)) if category in sc.GRASPABLE else ''
+        # Nothing is drawn for it where it is off, so that seeds keep their scenes.
+        if alike and category in sc.GRASPABLE and rng.random() < alike:
+            color = named[0].color or color
+        spec = sc.make_object(category, color, size)
         if any(d.matches(spec.category, spec.color, spec.size) for d in said):
             continue
         out.append(spec)

@@ -96,7 +96,7 @@ def every_sentence(corpus: Sequence[Texts]) -> list[str]:
 
 
 def _simulated(text: EpisodeText) -> Texts:
-    task = training_task(str(text.info['task']), int(text.info['seed']))
+    task = training_task(str(text.info['task']), int(text.info['seed']), float(text.info.get('alike', 0.0)))
     rng = np.random.default_rng([int(text.info['seed']), 3])
     objects = list(scene_objects(task.scene).values())
     names = [o['name'] for o in text.info['objects']]

@@ -164,7 +164,7 @@ def anchor(scene: SceneState, name: str) -> Array:
     return tray_centre(thing) if thing.category == 'drawer' else np.asarray(thing.pose[:3, 3])
 
 
-def sample_randomization(seed: int) -> Randomization:
+def sample_randomization(seed: int, alike: float = 0.0) -> Randomization:
     """Randomisation of one training episode, wider than that of the demo."""
     rng = np.random.default_rng([seed, 11])
     return Randomization(
@@ -173,12 +173,17 @@ def sample_randomization(seed: int) -> Randomization:
         table=float(rng.uniform(0.2, 0.6)),
         camera=float(rng.choice([0.0, 0.0, 0.01, 0.02])),
         distractors=int(rng.choice([1, 2, 2, 3, 3])),
+        alike=alike,
     )
 
 
-def training_task(task: str, seed: int) -> Task:
-    """Episode ``seed`` of a task with its own randomisation; fewer distractors when they do not fit."""
-    wanted = sample_randomization(seed)
+def training_task(task: str, seed: int, alike: float = 0.0) -> Task:
+    """Episode ``seed`` of a task with its own randomisation; fewer distractors when they do not fit.
+
+    Args:
+        alike: share of distractors in the colour of the target, from which only the shape or the size tells it.
+    """
+    wanted = sample_randomization(seed, alike)
     while True:
         try:
             return make_episode(task, seed, randomization=wanted)
@@ -213,6 +218,7 @@ def demonstrate(
     kinematics: Kinematics,
     noise: Noise,
     quality: int = 95,
+    alike: float = 0.0,
 ) -> Episode:
     """Run one demonstration. Frames are ``1 / chunk_rate`` apart, chunk steps ``step_period``.
 
@@ -233,10 +239,12 @@ def demonstrate(
     )
     samples = expert.samples
     ends = next((k for k, s in enumerate(samples) if s.done), len(samples))
-    return to_episode(task, samples[: ends + 3], 1.0 / settings.chunk_rate, result.success, quality)
+    return to_episode(task, samples[: ends + 3], 1.0 / settings.chunk_rate, result.success, quality, alike)
 
 
-def still_life(task: Task, world: World, embodiment: Embodiment, kinematics: Kinematics, period: float) -> Episode:
+def still_life(
+    task: Task, world: World, embodiment: Embodiment, kinematics: Kinematics, period: float, alike: float = 0.0
+) -> Episode:
     """One frame of a scene at rest, for learning words."""
     world.reset(task.scene)
     state = world.robot_state(1)
@@ -258,11 +266,13 @@ def still_life(task: Task, world: World, embodiment: Embodiment, kinematics: Kin
     seen = Observation(1, {v: reduce(i) for v, i in views.items()}, proprio, state.q, state.dq, '', task.instruction)
     points = {v: project(seen_camera(world, v), scene) for v in views}
     sample = Sample(seen, scene, np.zeros((1, 7)), '', 'still', False, points)
-    return to_episode(task, [sample], period, None, 95)
+    return to_episode(task, [sample], period, None, 95, alike)
 
 
-def to_episode(task: Task, samples: list[Sample], period: float, success: bool | None, quality: int) -> Episode:
-    """Episode of the data format from the samples of one run."""
+def to_episode(
+    task: Task, samples: list[Sample], period: float, success: bool | None, quality: int, alike: float = 0.0
+) -> Episode:
+    """Episode of the data format from the samples of one run; ``info`` says what :func:`training_task` needs."""
     names = [o.name for o in task.scene.objects]
     proprio = np.array([s.seen.proprio for s in samples])
     actions = np.zeros((len(samples), 7))
@@ -280,6 +290,7 @@ def to_episode(task: Task, samples: list[Sample], period: float, success: bool |
     info: dict[str, Any] = {
         'task': task.task,
         'seed': task.seed,
+        'alike': alike,
         'target': names.index(task.target),
         'destination': names.index(task.destination) if task.destination else -1,
         'relation': task.relation,

@@ -23,11 +23,16 @@ _WORKER: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to make: a task and a seed; ``still`` takes only a picture of the scene."""
+    """One episode to make: a task and a seed; ``still`` takes only a picture of the scene.
+
+    Attributes:
+        alike: share of distractors in the colour of the target.
+    """
 
     task: str
     seed: int
     still: bool = False
+    alike: float = 0.0
 
     @property
     def id(self) -> str:
@@ -45,9 +50,11 @@ class Made:
     errors: tuple[str, ...] = ()
 
 
-def jobs(tasks: Sequence[str], count: int, first_seed: int = 0, still: bool = False) -> list[Job]:
+def jobs(
+    tasks: Sequence[str], count: int, first_seed: int = 0, still: bool = False, alike: float = 0.0
+) -> list[Job]:
     """``count`` jobs, the tasks in turn."""
-    return [Job(tasks[k % len(tasks)], first_seed + k, still) for k in range(count)]
+    return [Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in range(count)]
 
 
 def generate(out: str | Path, wanted: Iterable[Job], workers: int = 0, progress: bool = True) -> Made:
@@ -115,10 +122,10 @@ def _make(job: Job) -> Episode | str:
 
     w = _WORKER
     try:
-        task = training_task(job.task, job.seed)
+        task = training_task(job.task, job.seed, job.alike)
         if job.still:
             period = 1.0 / w['settings'].chunk_rate
-            return still_life(task, w['world'], w['embodiment'], w['kinematics'], period)
-        return demonstrate(task, noise=Noise(), **w)
+            return still_life(task, w['world'], w['embodiment'], w['kinematics'], period, job.alike)
+        return demonstrate(task, noise=Noise(), alike=job.alike, **w)
     except InstructVLAError as err:
         return f'{job.id}: {err}'
