@@ -71,7 +71,8 @@ def test_the_shipped_checkpoint_drives_the_demo(tmp_path):
     """It says what it will do, names the object it was asked for, and acts on the sentence; it may still fail."""
     folder = tmp_path / 'run'
     words = 'drop the red cube into the bowl please'
-    code, out, err = run('demo', '--no-video', '--say', words, '--out', str(folder), '--json', cwd=tmp_path)
+    short = ('--no-video', '--time-limit', '9')
+    code, out, err = run('demo', *short, '--say', words, '--out', str(folder), '--json', cwd=tmp_path)
     result = json.loads(out)
     assert code == (0 if result['success'] else 1), f'{out}\n{err}'
     assert (result['instruction'], result['meant']) == (words, 'put the red cube in the bowl')
@@ -131,10 +132,12 @@ def test_demo_without_video_of_another_task(tmp_path):
     assert '<video' not in (tmp_path / 'run' / 'report.html').read_text()
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_demo_killed_in_the_middle_leaves_nothing(tmp_path, number):
+@pytest.mark.parametrize(
+    ('number', 'policy'), [(signal.SIGINT, 'auto'), (signal.SIGTERM, 'expert'), (signal.SIGKILL, 'expert')]
+)
+def test_demo_killed_in_the_middle_leaves_nothing(tmp_path, number, policy):
     folder = tmp_path / 'run'
-    process = start('demo', '--out', str(folder), cwd=tmp_path)
+    process = start('demo', '--policy', policy, '--out', str(folder), cwd=tmp_path)
     try:
         seen = ''
         while 'I will' not in seen:  # the arm moves
