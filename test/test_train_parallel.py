@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ torch = pytest.importorskip('torch')
 from training_doubles import SMALL, dataset  # noqa: E402
 
 from instructvla_ros.cli import main as cli  # noqa: E402
+from instructvla_ros.errors import ConfigError  # noqa: E402
 from instructvla_ros.model.checkpoint import load  # noqa: E402
+from instructvla_ros.training import launching  # noqa: E402
+from instructvla_ros.training.settings import Training  # noqa: E402
 from instructvla_ros.training.state import load_state, read_log  # noqa: E402
 
 COMMON = [
@@ -83,8 +88,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset(folder / 'data')
     alone(words(folder, 'stage1', 'start', 'steps=1'))
     alone(*[words(folder, case, f'{case}-one', *WHOLE) for case in CASES])
+    # The verb shares a batch out; torchrun and accelerate are given the part of one process.
+    alone([*words(folder, 'stage1', 'stage1-ddp', *WHOLE, 'accumulate=1'), '--processes', '2'])
     together(
-        words(folder, 'stage1', 'stage1-ddp', *HALF),
         *[words(folder, case, f'{case}-fsdp', *HALF, 'sharded=true') for case in CASES],
         words(folder, 'stage1', 'mixed', *HALF, 'steps=2', 'sharded=true'),
     )
@@ -123,6 +129,59 @@ def assert_same(one: Path, two: Path, tolerance: float = 2e-4) -> None:
 @pytest.mark.parametrize('case', ['stage1-ddp', *(f'{case}-fsdp' for case in CASES)])
 def test_two_processes_train_as_one(case, made):
     assert_same(made / f'{case.split("-")[0]}-one', made / case)
+
+
+def test_ctrl_c_ends_all_processes_after_a_whole_step(made):
+    out = made / 'interrupted'
+    arguments = [*words(made, 'stage1', 'interrupted', *WHOLE, 'steps=100000'), '--processes', '2']
+    run = subprocess.Popen(
+        [sys.executable, '-m', 'instructvla_ros.cli', *arguments], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 200.0
+        while not (out / 'state.pt').is_file():
+            assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+            time.sleep(0.1)
+        workers = Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()
+        assert len(workers) == 2
+        run.send_signal(signal.SIGINT)
+        told, complaints = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 130, complaints
+    (line,) = [json.loads(text) for text in told.splitlines()]  # one of them speaks
+    state = load_state(out)
+    assert state is not None and line['interrupted'] and state['step'] == line['steps'] >= 2
+    assert not any(Path(f'/proc/{pid}').exists() for pid in workers)
+
+
+def test_when_one_process_fails_the_others_do_not_wait_for_it(monkeypatch):
+    monkeypatch.setattr(launching, '_GRACE', 0.3)
+    codes = [[sys.executable, '-c', f'import sys, time; time.sleep({s}); sys.exit({c})'] for s, c in ((60, 0), (0, 3))]
+    running = [subprocess.Popen(code) for code in codes]
+    try:
+        assert launching._outcome(running) == 3
+        assert running[0].poll() is None, 'launch ends it'
+    finally:
+        running[0].kill()
+        running[0].wait()
+
+
+def test_a_batch_is_shared_or_the_way_out_is_named(monkeypatch):
+    options = Training(batch=32, general_batch=2)
+    assert launching.share(options, 2) == ['batch=16', 'general_batch=1']
+    with pytest.raises(ConfigError, match='general_batch 2 cannot be shared by 4 processes; --set general_batch=4'):
+        launching.share(options, 4)
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(ConfigError, match='torchrun'):
+        launching.share(options, 2)
+
+
+def test_no_processes_are_refused(made, capsys):
+    assert cli([*words(made, 'stage1', 'none'), '--processes', '0']) == 2
+    assert 'at least one' in capsys.readouterr().err
 
 
 def test_what_is_not_trained_stays_to_the_bit(made):

@@ -23,6 +23,7 @@ EXAMPLES = (
     'instructvla train onsite --out runs/monday --report-only   # the page again, also while the run goes on',
     'instructvla train stage1 --data datasets/a datasets/b --out runs/stage1 --set lr=0.0001 batch=64',
     'instructvla train stage2 --init runs/stage1/best --data datasets/a --out runs/stage2 --dry-run',
+    'instructvla train onsite --init models/franka --data datasets/monday --out runs/monday --processes 2   # 2 cores',
     'accelerate launch --num_processes 4 -m instructvla_ros.cli train stage1 --data datasets/a --out runs/stage1',
     'torchrun --nproc_per_node 4 -m instructvla_ros.cli train stage1 ... --set sharded=true   # FSDP',
 )
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--out', required=True, metavar='DIR', help='of the run; the same command goes on where it stopped')
     add('--set', nargs='+', default=[], metavar='KEY=VALUE', help='other options, for example steps=500 lr=0.0001')
     add('--dry-run', action='store_true', help='say what would be trained and the memory it needs, and stop')
+    add(
+        '--processes',
+        type=int,
+        default=1,
+        metavar='N',
+        help='train in so many processes, with a GPU or a share of the cores each; they share each batch (default: 1)',
+    )
     add('--report-only', action='store_true', help='write report.html of the run in --out and stop')
     add(
         '--deploy',
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         from .. import graph_session
 
         graph_session.require_ros()
+    if args.processes != 1:
+        return _together(args, options)
     from ..training.loop import train
 
     result = train(options, args.out, progress=not args.json)
@@ -101,6 +111,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(told))
     return 130 if result.interrupted else 0
+
+
+def _together(args: argparse.Namespace, options: Training) -> int:
+    """Run the same command in several processes."""
+    from ..training.launching import launch, share
+
+    if args.processes < 1:
+        raise ConfigError(f'--processes {args.processes}: at least one')
+    words = ['train', args.run, '--out', args.out, '--set', *args.set, *share(options, args.processes)]
+    words += ['--data', *args.data] if args.data else []
+    words += ['--init', args.init] if args.init else []
+    words += ['--deploy', args.deploy] if args.deploy else []
+    words += ['--json'] if args.json else []
+    return launch(words, args.processes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
