@@ -40,7 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--run', default='tiny_onsite', help='options of the training: a name or a YAML file, as instructvla train has')
     add('--out', type=Path, default=Path('runs/onsite'))
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that act')
-    add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
+    add('--processes', type=int, default=1, help='of the training, which share each batch; on CPU cores one each')
     add('--set', nargs='+', default=[], metavar='KEY=VALUE', help='options of the training, for example steps=600')
     return parser.parse_args(argv)
 
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         'task': args.task,
         'run': args.run,
         'changes': args.set,
+        'processes': args.processes,
         'demonstrations': args.demonstrations,
         'rehearsed': len(Dataset.open(Path(args.old_data))) if args.old_data else args.rehearse,
         'seconds': {k: round(v, 1) for k, v in seconds.items()},
@@ -101,18 +102,16 @@ def demonstrate(args: argparse.Namespace) -> list[Path]:
 
 def trained(args: argparse.Namespace, data: list[Path]) -> Path:
     """The checkpoint after ``instructvla train``."""
-    import torch
+    from instructvla_ros.cli import main as instructvla
 
-    from instructvla_ros.commands.train import read_options
-    from instructvla_ros.training.loop import train
-
-    torch.set_num_threads(args.threads)
     changes = [f'shares=[{1 - args.share},{args.share}]'] if len(data) > 1 else []
-    options = read_options(args.run, [str(d) for d in data], args.init, [*changes, *args.set])
-    outcome = train(options, args.out / 'train')
-    if outcome.interrupted:
+    words = ['train', args.run, '--init', args.init, '--data', *map(str, data), '--out', str(args.out / 'train')]
+    words += ['--set', *changes, *args.set] if changes or args.set else []
+    if (code := instructvla([*words, '--processes', str(args.processes)])) == 130:
         raise KeyboardInterrupt
-    return outcome.checkpoint
+    if code != 0:
+        raise SystemExit(code)
+    return args.out / 'train' / 'checkpoint'
 
 
 def tested(args: argparse.Namespace, checkpoint: str, name: str) -> dict[str, dict[str, int]]:
