@@ -18,6 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from instructvla_ros.training.generate import Job, generate, jobs
+
+ALIKE = 0.6
+"""Share of distractors in the colour of the target, in those scenes."""
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -26,6 +31,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--out', type=Path, default=Path('runs/tiny'))
     add('--scenes', type=int, default=10000, help='pictures of scenes for stage 0')
     add('--demonstrations', type=int, default=900)
+    add('--alike', type=int, default=300, help='more of them, among things of the colour of the target')
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that make demonstrations')
     add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
     add('--set', nargs='+', default=[], metavar='STAGE.KEY=VALUE', help='for example stage1.steps=100')
@@ -36,20 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     """Make what is missing; 130 when interrupted."""
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    still, demos = args.out / 'data' / 'still', args.out / 'data' / 'demonstrations'
+    still, demos, alike = (args.out / 'data' / name for name in ('still', 'demonstrations', 'alike'))
+    scenes = jobs(('pick', 'put', 'put'), args.scenes, 100_000, still=True)
+    plain = jobs(('pick', 'put'), args.demonstrations)
+    colour = jobs(('pick', 'put'), args.alike, 2000, alike=ALIKE)
     try:
-        part(args.out, 'scenes', lambda: make(still, args.scenes, ('pick', 'put', 'put'), 100_000, True, args.workers))
-        part(
-            args.out,
-            'demonstrations',
-            lambda: make(demos, args.demonstrations, ('pick', 'put'), 0, False, args.workers),
-        )
+        part(args.out, 'scenes', lambda: make(still, scenes, args.workers))
+        part(args.out, 'demonstrations', lambda: make(demos, plain, args.workers))
+        part(args.out, 'alike', lambda: make(alike, colour, args.workers))
         runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
         for name, data, init in (
             ('words', [still], None),
-            ('pointing', [still, demos], runs['words'] / 'checkpoint'),
-            ('stage1', [demos], runs['pointing'] / 'checkpoint'),
-            ('stage2', [demos, still], runs['stage1'] / 'checkpoint'),
+            ('pointing', [still, demos, alike], runs['words'] / 'checkpoint'),
+            ('stage1', [demos, alike], runs['pointing'] / 'checkpoint'),
+            ('stage2', [demos, alike, still], runs['stage1'] / 'checkpoint'),
         ):
             part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))
     except KeyboardInterrupt:
@@ -80,11 +86,9 @@ def part(out: Path, name: str, work: Callable[[], None]) -> None:
         file.write_text(json.dumps(times, indent=1) + '\n')
 
 
-def make(folder: Path, count: int, tasks: tuple[str, ...], first: int, still: bool, workers: int) -> None:
+def make(folder: Path, wanted: list[Job], workers: int) -> None:
     """Episodes of one kind."""
-    from instructvla_ros.training.generate import generate, jobs
-
-    made = generate(folder, jobs(tasks, count, first, still), workers)
+    made = generate(folder, wanted, workers)
     print(f'{folder}: {made.episodes} episodes, {made.frames} frames, {made.failed} demonstrations failed')
     for error in made.errors[:5]:
         print(f'  not made: {error}', file=sys.stderr)
@@ -99,7 +103,7 @@ def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argpa
 
     torch.set_num_threads(args.threads)
     # Sentences need many scenes, and motion needs motion: by frames alone, pictures of scenes would be one in nine.
-    changes = ['shares=[0.55,0.45]'] if name == 'stage2' else []
+    changes = ['shares=[0.3,0.25,0.45]'] if name == 'stage2' else []
     changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
     options = read_options(f'tiny_{name}', [str(d) for d in data], str(init) if init else '', changes)
     if train(options, out).interrupted:
