@@ -166,4 +166,3 @@ class WaitingJudge:
             self._kept.append((name, argument))
         else:
             getattr(self._judge, name)(argument)
-

@@ -218,7 +218,6 @@ def demonstrate(
     kinematics: Kinematics,
     noise: Noise,
     quality: int = 95,
-    alike: float = 0.0,
 ) -> Episode:
     """Run one demonstration. Frames are ``1 / chunk_rate`` apart, chunk steps ``step_period``.
 
@@ -239,12 +238,10 @@ def demonstrate(
     )
     samples = expert.samples
     ends = next((k for k, s in enumerate(samples) if s.done), len(samples))
-    return to_episode(task, samples[: ends + 3], 1.0 / settings.chunk_rate, result.success, quality, alike)
+    return to_episode(task, samples[: ends + 3], 1.0 / settings.chunk_rate, result.success, quality)
 
 
-def still_life(
-    task: Task, world: World, embodiment: Embodiment, kinematics: Kinematics, period: float, alike: float = 0.0
-) -> Episode:
+def still_life(task: Task, world: World, embodiment: Embodiment, kinematics: Kinematics, period: float) -> Episode:
     """One frame of a scene at rest, for learning words."""
     world.reset(task.scene)
     state = world.robot_state(1)
@@ -266,13 +263,11 @@ def still_life(
     seen = Observation(1, {v: reduce(i) for v, i in views.items()}, proprio, state.q, state.dq, '', task.instruction)
     points = {v: project(seen_camera(world, v), scene) for v in views}
     sample = Sample(seen, scene, np.zeros((1, 7)), '', 'still', False, points)
-    return to_episode(task, [sample], period, None, 95, alike)
+    return to_episode(task, [sample], period, None, 95)
 
 
-def to_episode(
-    task: Task, samples: list[Sample], period: float, success: bool | None, quality: int, alike: float = 0.0
-) -> Episode:
-    """Episode of the data format from the samples of one run; ``info`` says what :func:`training_task` needs."""
+def to_episode(task: Task, samples: list[Sample], period: float, success: bool | None, quality: int) -> Episode:
+    """Episode of the data format from the samples of one run."""
     names = [o.name for o in task.scene.objects]
     proprio = np.array([s.seen.proprio for s in samples])
     actions = np.zeros((len(samples), 7))
@@ -290,7 +285,6 @@ def to_episode(
     info: dict[str, Any] = {
         'task': task.task,
         'seed': task.seed,
-        'alike': alike,
         'target': names.index(task.target),
         'destination': names.index(task.destination) if task.destination else -1,
         'relation': task.relation,

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,10 @@ def _make(job: Job) -> Episode | str:
         task = training_task(job.task, job.seed, job.alike)
         if job.still:
             period = 1.0 / w['settings'].chunk_rate
-            return still_life(task, w['world'], w['embodiment'], w['kinematics'], period, job.alike)
-        return demonstrate(task, noise=Noise(), alike=job.alike, **w)
+            episode = still_life(task, w['world'], w['embodiment'], w['kinematics'], period)
+        else:
+            episode = demonstrate(task, noise=Noise(), **w)
+        # With task and seed, what it takes to make the scene again.
+        return replace(episode, info={**episode.info, 'alike': job.alike})
     except InstructVLAError as err:
         return f'{job.id}: {err}'

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError
+from ..evaluation.machine import usable_cores
 from ..graph import bind_to_parent
 from .settings import Training
 
@@ -52,8 +53,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    shared = {'OMP_NUM_THREADS': str(max(1, cores // processes)), **os.environ}
+    shared = {'OMP_NUM_THREADS': str(max(1, usable_cores() // processes)), **os.environ}
     shared |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     shared |= {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes)}
     command = [sys.executable, '-m', 'instructvla_ros.cli', *arguments]
