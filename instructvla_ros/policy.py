@@ -96,6 +96,31 @@ class BatchPolicy(PreparingPolicy, Protocol):
         ...
 
 
+def act_alone(policy: Policy, ask: Ask, reasoning: Reasoning | None) -> Act:
+    """Think, where it is asked for, and infer; reasoning: the sentence before."""
+    said = policy.think(ask.observation) if ask.think else None
+    return Act(said, policy.infer(ask.observation, said or reasoning))
+
+
+@runtime_checkable
+class SharedPolicy(Protocol):
+    """A policy on whose weights several episodes can be played at once, for less than one after the other."""
+
+    def member(self) -> Policy:
+        """A policy for one more episode: the same weights, a memory of its own."""
+        ...
+
+    def act_each(
+        self, members: Sequence[Policy], asks: Sequence[Ask], reasonings: Sequence[Reasoning | None]
+    ) -> list[Act]:
+        """What :func:`act_alone` gives of each of its members, up to rounding.
+
+        Args:
+            asks: one to each member. reasonings: the sentence of each before.
+        """
+        ...
+
+
 def make_chunk(
     policy: Policy,
     observation: Observation,

@@ -206,6 +206,10 @@ class MoveIt:
         choices=('states', 'cartesian'),
     )
     spacing: float = option(0.1, 'time between two states of a chunk that are checked', unit='s', ge=0.01, le=1.0)
+    resolution: float = option(
+        0.05, 'check: states: largest change of a joint between two checked states; 0: each one', unit='rad', ge=0.0,
+        le=0.5,
+    )  # fmt: skip
     timeout: float = option(0.15, 'longest wait for the verdict on a chunk', unit='s', ge=0.01, le=2.0)
     startup_wait: float = option(20.0, 'longest wait for move_group at start', unit='s', ge=0.0, le=600.0)
     elbow: float = option(

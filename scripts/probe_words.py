@@ -23,7 +23,7 @@ from tqdm import tqdm
 from instructvla_ros import camera_view, config, resources
 from instructvla_ros.datatypes import Observation
 from instructvla_ros.errors import InstructVLAError
-from instructvla_ros.evaluation.suite_runner import names_target
+from instructvla_ros.evaluation.suite_cell import names_target
 from instructvla_ros.evaluation.suites import TEST_SEED
 from instructvla_ros.policy import make_policy
 from instructvla_ros.settings import Embodiment, PolicySettings, Sim

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_controller import ARM, HOME, KIN, Rig, rules
 
-from instructvla_ros.control.clearance import Answer, Question, alike, describe_contacts, joint_path
+from instructvla_ros.control.clearance import Answer, Question, alike, describe_contacts, joint_path, spaced
 from instructvla_ros.control.controller import Controller, Mode
 from instructvla_ros.datatypes import VerdictAction
 from instructvla_ros.settings import Control, MoveIt
@@ -164,3 +164,43 @@ def test_contacts_and_differences_in_words_and_numbers():
     assert alike(ours, theirs, 0.05) == 5 and alike(ours, theirs[:20], 0.05) == 2 and alike(ours, theirs[:0], 1) == 0
     theirs[15:, 3] += 0.3
     assert alike(ours, theirs, 0.05) == 2, 'another elbow'
+
+
+def test_states_that_are_judged_are_neither_crowded_nor_far_apart():
+    q = np.zeros(2)
+    path = np.array([[0.01, 0.0], [0.02, 0.0], [0.06, 0.0], [0.06, -0.22], [0.065, -0.22]])
+    found = list(spaced(path, q, 0.05))
+    assert [count for count, _ in found] == [2, 3, 3, 3, 3, 3, 5]
+    states = np.array([state for _, state in found])
+    gaps = np.abs(np.diff(np.vstack([q, states]), axis=0)).max(axis=1)
+    assert (gaps <= 0.05 + 1e-9).all() and (gaps > 0.0).all()
+    np.testing.assert_allclose(states[-1], path[-1])
+    # What is vouched for lies behind what was judged, never before it.
+    for count, state in found:
+        assert count == 0 or np.abs(path[count - 1] - q).sum() <= np.abs(state - q).sum() + 1e-9
+
+
+def test_states_are_judged_lazily_and_each_one_where_that_is_wanted():
+    path = np.arange(1, 6)[:, None] * 0.01
+    assert [(c, float(s[0])) for c, s in spaced(path, np.zeros(1), 0.0)] == [(k, path[k - 1, 0]) for k in range(1, 6)]
+    assert list(spaced([], np.zeros(1), 0.05)) == []
+    taken = []
+    first = next(spaced((taken.append(k) or s for k, s in enumerate(path)), np.zeros(1), 0.025))
+    assert first[0] == 2 and taken == [0, 1, 2], 'the next state says whether one is needed, no other does'
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_a_way_through_something_is_never_called_free(seed):
+    rng = np.random.default_rng(seed)
+    path = np.cumsum(rng.normal(0.0, 0.06, (16, 3)), axis=0)
+    wall = rng.uniform(0.05, 0.3)
+    resolution = 0.05
+    free = judged = 0
+    for judged, state in spaced(path, np.zeros(3), resolution):
+        if abs(state[0]) > wall:
+            break
+        free = judged
+    assert free <= len(path)
+    # A sample behind the wall is called free only where it is nearer to a judged one than the resolution.
+    assert (np.abs(path[:free, 0]) <= wall + resolution).all()
+    assert judged == len(path) or free < len(path)

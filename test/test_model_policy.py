@@ -23,7 +23,14 @@ from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.device import pick_device  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
 from instructvla_ros.model.policy import InstructVLAPolicy  # noqa: E402
-from instructvla_ros.policy import BatchPolicy, Policy, PreparingPolicy, make_policy  # noqa: E402
+from instructvla_ros.policy import (  # noqa: E402
+    BatchPolicy,
+    Policy,
+    PreparingPolicy,
+    SharedPolicy,
+    act_alone,
+    make_policy,
+)
 from instructvla_ros.resources import config_file  # noqa: E402
 from instructvla_ros.settings import Embodiment, PolicySettings  # noqa: E402
 
@@ -321,3 +328,31 @@ def test_devices():
         with pytest.raises(ConfigError, match='0 usable GPUs'):
             pick_device('cuda')
         assert pick_device('auto').type == 'cpu'
+
+
+@pytest.mark.parametrize('changes', [{}, {'latent_period': 2}, {'realtime': 'guided', 'realtime_measured': False}])
+def test_members_asked_together_do_what_each_does_alone(bundle, embodiment, changes):
+    words = ('pick up the red cube', 'put the ball into the bowl', 'pick up the red cube')
+    shared = InstructVLAPolicy(bundle, settings(**changes), embodiment)
+    assert isinstance(shared, SharedPolicy)
+    members = [shared, shared.member(), shared.member()]
+    alone = [InstructVLAPolicy(bundle, settings(**changes), embodiment) for _ in members]
+    said = [[None] * 3, [None] * 3]
+    for k in range(5):
+        # The third member joins late and the first starts over: rounds of every size, memories of unlike age.
+        here = [m for m in range(3) if m < 2 or k > 1]
+        if k == 3:
+            members[0].reset()
+            alone[0].reset()
+            said[0][0] = said[1][0] = None
+        seen = [observation(embodiment, stamp=(k + 1) * 10**8, seed=10 * k + m, instruction=words[m]) for m in here]
+        asks = [Ask(o, think=(k + m) % 3 == 0) for m, o in zip(here, seen, strict=True)]
+        found = shared.act_each([members[m] for m in here], asks, [said[0][m] for m in here])
+        expected = [act_alone(alone[m], a, said[1][m]) for m, a in zip(here, asks, strict=True)]
+        for m, a, b in zip(here, found, expected, strict=True):
+            assert (a.said.text if a.said else None) == (b.said.text if b.said else None)
+            np.testing.assert_allclose(a.chunk.steps, b.chunk.steps, atol=1e-5)
+            said[0][m], said[1][m] = a.said or said[0][m], b.said or said[1][m]
+            assert (a.chunk.reasoning_id == '') == (b.chunk.reasoning_id == '')
+            assert a.chunk.reasoning_id in ('', getattr(said[0][m], 'id', ''))
+    assert len({id(m._bundle.model) for m in members}) == 1, 'one copy of the weights'

@@ -20,9 +20,10 @@ from instructvla_ros.errors import ConfigError, InstructVLAError, SetupError, Ta
 from instructvla_ros.evaluation import sentences_file, suite_report, suite_scores, suites
 from instructvla_ros.evaluation.rollout import Disturbance, run_episode
 from instructvla_ros.evaluation.sentences_file import read_sentences, read_words
-from instructvla_ros.evaluation.suite_runner import RESULTS, Cell, Setup, case_id, earlier, run_cases
+from instructvla_ros.evaluation.suite_cell import Cell, Setup, case_id
+from instructvla_ros.evaluation.suite_runner import RESULTS, earlier, run_cases
 from instructvla_ros.evaluation.suites import TEST_SEED, Suite, Variant, cases, multiplied, read_suite
-from instructvla_ros.policy import HoldPolicy
+from instructvla_ros.policy import HoldPolicy, act_alone
 from instructvla_ros.policy_expert import ExpertPolicy
 from instructvla_ros.sim.annotations import instructions
 from instructvla_ros.sim.relations import scene_objects
@@ -370,11 +371,46 @@ def test_several_processes_give_the_same_rows(tmp_path):
     found = short(cases(SMALL, BASE))
     alone = run_cases(found, setup_in(tmp_path / 'a'))
     beside = run_cases(found, setup_in(tmp_path / 'b'), workers=2)
-
-    def told(rows):
-        return [{k: v for k, v in r.items() if k != 'wall'} for r in rows]
-
     assert told(alone) == told(beside)
+
+
+class Crowd(Double):
+    """A policy of which several can play at once; counts how many were asked together."""
+
+    def __init__(self, rounds=None):
+        super().__init__()
+        self.rounds = [] if rounds is None else rounds
+
+    def member(self):
+        return Crowd(self.rounds)
+
+    def act_each(self, members, asks, reasonings):
+        self.rounds.append(len(asks))
+        assert len({id(m) for m in members}) == len(asks), 'every episode has its own'
+        return [act_alone(*one) for one in zip(members, asks, reasonings, strict=True)]
+
+
+def told(rows):
+    return [{k: v for k, v in r.items() if k != 'wall'} for r in rows]
+
+
+def test_episodes_played_together_are_those_played_alone(tmp_path):
+    found = short(multiplied(cases(SMALL, BASE), [True, False], []))
+    found += [replace(found[0], episode=replace(found[0].episode, time_limit=0.0))]  # ends before it asks anything
+    alone = run_cases(found, setup_in(tmp_path / 'a'), policy=Double())
+    for size in (2, 3):
+        policy = Crowd()
+        together = run_cases(found, replace(setup_in(tmp_path / str(size)), together=size), policy=policy)
+        assert told(together) == told(alone)
+        assert max(policy.rounds) == size
+    assert len(earlier(tmp_path / '3' / RESULTS)) == len(found)
+
+
+def test_a_policy_that_cannot_share_is_asked_alone(tmp_path):
+    found = short(cases(SMALL, BASE))
+    policy = Double()
+    run_cases(found, replace(setup_in(tmp_path), together=4), policy=policy)
+    assert policy.seen
 
 
 def test_what_goes_wrong_in_a_worker_is_told(tmp_path):
@@ -388,13 +424,15 @@ def test_what_goes_wrong_in_a_worker_is_told(tmp_path):
     [
         ({'strategies': ['replce']}, "Did you mean 'replace'"),
         ({'workers': 0}, 'at least one'),
+        ({'together': 0}, 'at least one'),
         ({'none': True}, 'nothing to run'),
     ],
 )
 def test_what_cannot_run_is_refused(tmp_path, change, words):
     found = [] if 'none' in change else multiplied(cases(SMALL, BASE), [True], change.get('strategies', []))
     with pytest.raises(ConfigError, match=words):
-        run_cases(found, setup_in(tmp_path), change.get('workers', 1))
+        setup = replace(setup_in(tmp_path), together=change.get('together', 1))
+        run_cases(found, setup, change.get('workers', 1))
     assert not (tmp_path / RESULTS).exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..evaluation.suite_runner import Setup
+    from ..evaluation.suite_cell import Setup
     from ..evaluation.suites import Case, Suite
 
 HELP = 'Tabletop-Instruct: plain, aggregated, situated instructions and robustness, with and without the sentence'
@@ -43,6 +43,13 @@ def add_way(ways: Any) -> None:
     way.add_argument('--strategies', default='', metavar='A,B', help='compare replace,ensemble,blend,realtime')
     way.add_argument('--latency', type=float, default=None, help="injected, in seconds, instead of the suites' own")
     way.add_argument('--workers', type=int, default=0, help='processes (default: one per core, at most 8)')
+    way.add_argument(
+        '--together',
+        type=int,
+        default=0,
+        help='episodes of a process that the model is asked about at once (default: 8, 1 without a model); '
+        'the results are the same up to rounding',
+    )
     way.add_argument('--videos', default='none', choices=('none', 'failures', 'all'))
     way.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path')
     way.add_argument('--device', default='', help='of the model, such as cuda:0 (default: that of config/policy.yaml)')
@@ -94,7 +101,8 @@ def _suites(arguments: argparse.Namespace) -> list[Suite]:
 def _setup(arguments: argparse.Namespace) -> Setup:
     from .. import config, resources
     from ..errors import ConfigError
-    from ..evaluation.suite_runner import Setup
+    from ..evaluation.suite_cell import Setup
+    from ..evaluation.suite_runner import TOGETHER
     from ..settings import Control, Embodiment, PolicySettings, Sim
 
     name = arguments.policy or ('instructvla' if arguments.checkpoint else 'expert')
@@ -111,6 +119,7 @@ def _setup(arguments: argparse.Namespace) -> Setup:
         control=config.load(Control, resources.config_file('controller.yaml')),
         policy=config.load(PolicySettings, resources.config_file('policy.yaml'), chosen),
         videos=arguments.videos,
+        together=arguments.together or (TOGETHER if name == 'instructvla' else 1),
     )
 
 
@@ -174,7 +183,8 @@ def _run(wanted: Sequence[Case], setup: Setup, workers: int, quiet: bool) -> lis
         TimeRemainingColumn,
     )
 
-    from ..evaluation.suite_runner import RESULTS, case_id, earlier, run_cases
+    from ..evaluation.suite_cell import case_id
+    from ..evaluation.suite_runner import RESULTS, earlier, run_cases
 
     identity = setup.identity()
     ids = {case_id(c, identity) for c in wanted}

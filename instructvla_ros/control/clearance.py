@@ -8,7 +8,7 @@ brake and hold: what nobody vouches for does not move it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -84,6 +84,28 @@ def joint_path(kinematics: Kinematics, q: Array, poses: Array) -> Iterator[Array
             if step.stalled or max(step.position_error, step.rotation_error) < IK_NEAR:
                 break
         yield q
+
+
+def spaced(path: Iterable[Array], q: Array, resolution: float) -> Iterator[tuple[int, Array]]:
+    """States of a way from joints q (n,) [rad] that are close enough to each other to judge the way by, the last one
+    always: with each the number of leading samples of ``path`` that it and those before it vouch for.
+
+    Samples that are nearer than ``resolution`` [rad, largest change of a joint] to the state before are left out, and
+    states are put between those that are further apart. A resolution of 0 takes the samples as they are.
+    """
+    held: tuple[int, Array] | None = None
+    for count, state in enumerate(path, start=1):
+        if held is not None and np.abs(state - q).max() > resolution:
+            yield held
+            q, held = held[1], None
+        parts = int(np.ceil(np.abs(state - q).max() / resolution)) if resolution > 0.0 else 1
+        for k in range(1, parts):
+            yield count - 1, q + (state - q) * (k / parts)
+        if parts > 1:
+            q = q + (state - q) * ((parts - 1) / parts)
+        held = count, state
+    if held is not None:
+        yield held
 
 
 def alike(ours: Array, theirs: Array, bound: float) -> int:

@@ -8,7 +8,7 @@ stamps, ``Controller`` ticks at its rate, ``TrajectoryFollower`` stands between 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,11 +17,11 @@ from .. import camera_view
 from ..control.controller import Controller, ControllerOutput, Mode
 from ..control.kinematics import Kinematics
 from ..control.safety import trajectory_points
-from ..datatypes import ActionChunk, Observation, Reasoning, RobotState, SceneState, VerdictAction
+from ..datatypes import Act, ActionChunk, Ask, Observation, Reasoning, RobotState, SceneState, VerdictAction
 from ..errors import ConfigError, InstructVLAError
 from ..geometry import Array
 from ..observing import Stale, Synchronizer
-from ..policy import Policy
+from ..policy import Policy, act_alone
 from ..settings import Control, Embodiment, PolicySettings, Sim, View
 from ..sim.monitor import TaskMonitor
 from ..sim.tasks import Episode
@@ -147,7 +147,7 @@ def run_episode(
     own = world is None
     world = world or World(sim, embodiment, render=render)
     try:
-        run = _Run(
+        run = EpisodeRun(
             episode,
             policy,
             sim,
@@ -161,13 +161,36 @@ def run_episode(
             record,
             sentence,
         )
-        return run.finish(linger)
+        return _alone(run.play(linger), policy)
     finally:
         if own:
             world.close()
 
 
-class _Run:
+Play = Generator[Ask, Act, RolloutResult]
+"""An episode under way: asks about observations, is sent what the policy says and does, returns the result."""
+
+
+def _alone(play: Play, policy: Policy) -> RolloutResult:
+    """Answer every ask of an episode at once."""
+    reasoning: Reasoning | None = None
+    try:
+        ask = next(play)
+        while True:
+            done = act_alone(policy, ask, reasoning)
+            reasoning = done.said or reasoning
+            ask = play.send(done)
+    except StopIteration as end:
+        result: RolloutResult = end.value
+        return result
+
+
+class EpisodeRun:
+    """One episode from its start; :meth:`play` runs it. Arguments as of :func:`run_episode`.
+
+    The policy is only reset, and asked for its name and whether it reads ground truth.
+    """
+
     def __init__(
         self,
         episode: Episode,
@@ -205,7 +228,6 @@ class _Run:
         self.next_infer = 0.0
         self.next_think = 0.0
         self.waiting: tuple[float, ActionChunk] | None = None
-        self.reasoning: Reasoning | None = None
         self.scene = self.monitor.update(world.scene_state(START_NS))
         self.start = self.scene
         self.verdicts: Counter[str] = Counter()
@@ -221,19 +243,21 @@ class _Run:
 
     @property
     def now(self) -> float:
+        """Since the start of the episode [s]."""
         # The clock of a reused world has other rounding errors; they must not decide anything.
         return round(self.world.time - self.origin, 9)
 
     @property
     def now_ns(self) -> int:
+        """The same as a stamp."""
         return START_NS + round(self.now * 1e9)
 
-    def finish(self, linger: float) -> RolloutResult:
-        """Run to the end and sum up."""
+    def play(self, linger: float) -> Play:
+        """Run to the end and sum up; see :data:`Play`."""
         failure = detail = ''
         try:
             while self.now < self.episode.time_limit - 1e-9 and not self.stopped:
-                self._tick()
+                yield from self._tick()
                 if self.success_at is not None and (self.done or self.now - self.success_at > linger):
                     break
         except InstructVLAError as err:
@@ -262,7 +286,7 @@ class _Run:
             detail='' if success else detail,
         )
 
-    def _tick(self) -> None:
+    def _tick(self) -> Generator[Ask, Act, None]:
         now, stamp = self.now, self.now_ns
         state = self.world.robot_state(stamp)
         self.sync.feed_state(state)
@@ -275,7 +299,7 @@ class _Run:
                 self._frame(view, stamp)
         output = self.controller.tick(stamp, state)
         self._send(output, stamp)
-        observation, chunk, said = self._think_and_infer(now, stamp)
+        observation, chunk, said = yield from self._think_and_infer(now, stamp)
         for verdict in output.verdicts:
             if verdict.action is not VerdictAction.PASSED:
                 self.verdicts[f'{verdict.rule}/{verdict.action.name.lower()}'] += 1
@@ -320,17 +344,17 @@ class _Run:
 
     def _think_and_infer(
         self, now: float, stamp: int
-    ) -> tuple[Observation | None, ActionChunk | None, Reasoning | None]:
+    ) -> Generator[Ask, Act, tuple[Observation | None, ActionChunk | None, Reasoning | None]]:
         observation, said, arrived = None, None, None
         if self.waiting is None and now >= self.next_infer - 1e-9:
             found = self.sync.latest(stamp, self.episode.instruction)
             if not isinstance(found, Stale):
                 observation = self._as_seen(found)
-                if self.sentence and now >= self.next_think - 1e-9:
-                    said = self.policy.think(observation)
-                    self.reasoning = said or self.reasoning
+                think = self.sentence and now >= self.next_think - 1e-9
+                if think:
                     self.next_think = now + self.settings.reasoning_period
-                chunk = self._disturbed(self.policy.infer(observation, self.reasoning), stamp)
+                answer = yield Ask(observation, think)
+                said, chunk = answer.said, self._disturbed(answer.chunk, stamp)
                 self.waiting = (now + self.disturbance.latency, chunk)
                 self.next_infer = max(self.next_infer + 1.0 / self.settings.chunk_rate, now)
         if self.waiting is not None and now >= self.waiting[0] - 1e-9:

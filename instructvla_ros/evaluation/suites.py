@@ -88,7 +88,7 @@ class Case:
 
     Attributes:
         kind: rule that made the sentence. sentence: the policy may think. strategy: of the chunks, see
-            :data:`~instructvla_ros.evaluation.suite_runner.STRATEGIES`; '' for the configured one.
+            :data:`~instructvla_ros.evaluation.suite_cell.STRATEGIES`; '' for the configured one.
     """
 
     suite: str

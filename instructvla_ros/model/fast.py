@@ -161,8 +161,7 @@ class FastPath:
                 new.copy_prefix(old, old.length)
             setattr(session, name, new)
 
-    @staticmethod
-    def _last(ids: Tensor) -> Tensor:
+    def _last(self, ids: Tensor) -> Tensor:
         return torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
 
     # -- System 1 ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .device import pick_device, pick_dtype
 from .fast import Session, lay_out_weights, merge_adapters
 from .graphs import upload
 from .images import Floats, dino_pixels, join_views, siglip_pixels
+from .many import Turn, act_all
 from .realtime import Continuation
 from .static import make_engine, make_lanes
 from .together import Together
@@ -65,7 +67,7 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """One observation as tensors: pixels (1, 3, S, S), views (1, V, 3, S', S'), proprio (1, 8) or None."""
 
     stamp_ns: int
@@ -75,7 +77,7 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class _Thought:
+class Thought:
     """A latent with the sentence and instruction it came from."""
 
     latent: Tensor
@@ -131,7 +133,7 @@ class InstructVLAPolicy:
         """Forget sentence, latent and counters; a sentence being generated is cut short."""
         with self._lock:
             self._epoch += 1
-            self._thought: _Thought | None = None
+            self._thought: Thought | None = None
             self._uses = 0
             self._said: tuple[str, int, Session | None, str] | None = None
             self._prepared: dict[int, tuple[Observation, Floats, Floats]] = {}
@@ -188,7 +190,7 @@ class InstructVLAPolicy:
                 self._continuation.keep(observation.stamp_ns, observation.instruction, normalized)
         return self._as_chunk(observation, normalized, thought, latency)
 
-    def _as_chunk(self, observation: Observation, normalized: Array, thought: _Thought, latency: float) -> ActionChunk:
+    def _as_chunk(self, observation: Observation, normalized: Array, thought: Thought, latency: float) -> ActionChunk:
         return ActionChunk(
             id=new_id('chunk'),
             observation_stamp_ns=observation.stamp_ns,
@@ -214,7 +216,25 @@ class InstructVLAPolicy:
         if self._settings.realtime != 'off' or len(asks) < 2:
             return self._one_by_one(asks, reasoning)
         with self._lanes('chunk'):
-            return self._act_many(asks, reasoning)
+            return act_all(self._together(), [Turn(self, asks, reasoning)])[0]
+
+    def member(self) -> InstructVLAPolicy:
+        """One more episode on these weights: settings and everything remembered are its own."""
+        return self.with_settings(capture='off', compile=False)
+
+    def act_each(
+        self, members: Sequence[object], asks: Sequence[Ask], reasonings: Sequence[Reasoning | None]
+    ) -> list[Act]:
+        """What each member says and does about its observation, as if asked alone, in batches."""
+        told = list(zip(cast(Sequence[InstructVLAPolicy], members), asks, reasonings, strict=True))
+        if len(told) < 2 or any(m._settings.realtime != 'off' for m, _, _ in told):
+            return [m._one_by_one([ask], reasoning)[0] for m, ask, reasoning in told]
+        with self._lanes('chunk'):
+            turns = [Turn(m, [ask], reasoning) for m, ask, reasoning in told]
+            return [acts[0] for acts in act_all(self._together(), turns)]
+
+    def _together(self) -> Together:
+        return Together(self._bundle, self._euler_steps)
 
     def _one_by_one(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
         acts = []
@@ -223,82 +243,6 @@ class InstructVLAPolicy:
             reasoning = said or reasoning
             acts.append(Act(said, self.infer(ask.observation, reasoning)))
         return acts
-
-    def _act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
-        started = time.perf_counter()
-        with self._lock:
-            epoch, thought, uses = self._epoch, self._thought, self._uses
-            noise = [self._bundle.model.noise(1, self._generator) for _ in asks]
-        frames = [self._frame(ask.observation) for ask in asks]
-        together = Together(self._bundle, self._euler_steps)
-        said = self._say_many(together, asks, frames)
-        thoughts: list[_Thought | int] = []  # of each ask: what is known, or the number of the latent to be read
-        wanted: list[tuple[Tensor, np.ndarray]] = []
-        sources: list[tuple[str, str]] = []
-        about = thought.instruction if thought is not None else None
-        for k, ask in enumerate(asks):
-            instruction, reasoning = ask.observation.instruction, said[k][0] if k in said else reasoning
-            if about != instruction or uses >= self._settings.latent_period:
-                fed = next((text for r, text in said.values() if reasoning is not None and r.id == reasoning.id), None)
-                response, reasoning_id = self._words(instruction, reasoning, fed)
-                wanted.append((frames[k].pixels, self._bundle.prompts.action(instruction, response)))
-                sources.append((instruction, reasoning_id))
-                about, uses = instruction, 0
-            elif not wanted:
-                assert thought is not None
-                thoughts.append(thought)
-            if wanted:
-                thoughts.append(len(wanted) - 1)
-            uses += 1
-        read = [_Thought(x, *s) for x, s in zip(together.latents(wanted), sources, strict=True)]
-        known = [read[t] if isinstance(t, int) else t for t in thoughts]
-        raw = together.chunks(
-            [t.latent for t in known], [f.views for f in frames], [f.proprio for f in frames], noise
-        )
-        latency = self._since(started) / len(asks)
-        with self._lock:
-            if epoch == self._epoch:
-                self._thought, self._uses = known[-1], uses
-                if said:
-                    spoken, text = said[max(said)]
-                    self._said = (spoken.id, spoken.stamp_ns, None, text)
-            done = {id(ask.observation) for ask in asks}
-            self._prepared = {k: v for k, v in self._prepared.items() if k not in done}
-        finished = self._statistics.finish(raw.double().cpu().numpy())
-        return [
-            Act(
-                said[k][0] if k in said else None,
-                self._as_chunk(ask.observation, finished[k], known[k], latency),
-            )
-            for k, ask in enumerate(asks)
-        ]
-
-    def _say_many(
-        self, together: Together, asks: Sequence[Ask], frames: Sequence[_Frame]
-    ) -> dict[int, tuple[Reasoning, str]]:
-        """Position of an ask -> its sentence, and what is fed back of it, for those that want one."""
-        config, prompts = self._bundle.config, self._bundle.prompts
-        started = time.perf_counter()
-        which = [k for k, ask in enumerate(asks) if ask.think and config.reasons]
-        told = together.sentences(
-            [(frames[k].pixels, prompts.reason(asks[k].observation.instruction)) for k in which]
-        )
-        out = {}
-        for k, tokens in zip(which, told, strict=True):
-            seen = asks[k].observation
-            reasoning = Reasoning(
-                id=new_id('say'),
-                stamp_ns=seen.stamp_ns,
-                instruction=seen.instruction,
-                text=prompts.response(tokens),
-                kind=ReasoningKind.PLAN,
-                tokens=len(tokens),
-                latency=self._since(started) / len(which),
-                final=True,
-                source=self.name,
-            )
-            out[k] = (reasoning, prompts.response(tokens, config.response))
-        return out
 
     def warm_up(self) -> None:
         """Run everything once on black images, so that the first real call is not slower; the state is reset."""
@@ -369,7 +313,7 @@ class InstructVLAPolicy:
                     self._said = (reasoning.id, observation.stamp_ns, session, fed)
         return reasoning
 
-    def _conclude(self, frame: _Frame, instruction: str, reasoning: Reasoning | None) -> tuple[_Thought, Session]:
+    def _conclude(self, frame: Frame, instruction: str, reasoning: Reasoning | None) -> tuple[Thought, Session]:
         """Latent of this frame, and the session it was read in: the sentence's when it is about this frame."""
         response, reasoning_id = self._words(instruction, reasoning)
         session = None
@@ -380,7 +324,7 @@ class InstructVLAPolicy:
                 self._said = (reasoning_id, frame.stamp_ns, None, self._said[3])
         ids = torch.from_numpy(self._bundle.prompts.action(instruction, response))[None].to(self._bundle.model.device)
         session = session or self._engine.begin(frame.pixels)
-        return _Thought(self._engine.latent(session, ids), instruction, reasoning_id), session
+        return Thought(self._engine.latent(session, ids), instruction, reasoning_id), session
 
     def _words(self, instruction: str, reasoning: Reasoning | None, fed: str | None = None) -> tuple[str | None, str]:
         """What the action prompt is told of a sentence, None if it is about something else, and the sentence's id.
@@ -404,13 +348,13 @@ class InstructVLAPolicy:
         """Bring the pictures of an observation to the sizes of the model; ``think`` and ``infer`` then find them."""
         self._pictures(observation, keep)
 
-    def _frame(self, observation: Observation) -> _Frame:
+    def _frame(self, observation: Observation) -> Frame:
         pixels, views = self._pictures(observation)
         device, proprio = self._bundle.model.device, None
         if self._bundle.config.proprio:
             normalized = self._statistics.normalize_proprio(observation.proprio).astype(np.float32)
             proprio = upload(torch.from_numpy(normalized)[None], device)
-        return _Frame(
+        return Frame(
             observation.stamp_ns,
             upload(torch.from_numpy(pixels)[None], device),
             upload(torch.from_numpy(views)[None], device),

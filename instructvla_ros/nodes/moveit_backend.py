@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from ..control.clearance import Answer, Question, alike, describe_contacts
+from ..control.clearance import Answer, Question, alike, describe_contacts, spaced
 from ..control.frames import LinkFrames
 from ..control.route import Route
 from ..control.scene import allow_contacts, scene_boxes
@@ -93,20 +94,26 @@ class MoveItBackend(AskingBackend):
         return messages.route_of_plan(response, joints)
 
     def check(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
-        """Ask about each state of the way, or about all of it as one Cartesian path."""
+        """Ask about states along the way, or about all of it as one Cartesian path."""
         if self._settings.check == 'cartesian':
             return self._check_cartesian(question, np.array(list(path)), timeout)
         return self._check_states(question, path, timeout)
 
     def _check_states(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
         joints = self.embodiment.arm_joints
-        requests = (messages.validity_request(joints, q, self.group) for q in path)
-        responses = self._link.call_many('check_state_validity', requests, timeout)
+        free: list[int] = []
+
+        def requests() -> Iterator[Any]:
+            for count, q in spaced(path, question.q, self._settings.resolution):
+                free.append(count)
+                yield messages.validity_request(joints, q, self.group)
+
+        responses = self._link.call_many('check_state_validity', requests(), timeout)
         for k, response in enumerate(responses):
             if not response.valid:
                 subject, text = describe_contacts(messages.contacts(response))
-                return Answer(question, k, text, subject)
-        return Answer(question, len(responses))
+                return Answer(question, free[k - 1] if k else 0, text, subject)
+        return Answer(question, free[-1] if free else 0)
 
     def _check_cartesian(self, question: Question, path: Array, timeout: float) -> Answer:
         joints, count = self.embodiment.arm_joints, len(path)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..control.clearance import Answer, Question
+from ..control.clearance import Answer, Question, spaced
 from ..control.route import Route
 from ..errors import KinematicsError, SetupError
 from ..geometry import Array
@@ -165,9 +165,11 @@ class MoveItPyBackend(AskingBackend):
         self.process.close()
 
     def check(self, question: Question, path: Iterable[Array], timeout: float) -> Answer:
-        """Ask about all states of the way at once."""
-        found = self.process.call('states', timeout, path=[q.tolist() for q in path])
-        return Answer(question, int(found['free']), str(found['text']), str(found['subject']))
+        """Ask about states along the way, all at once."""
+        states = list(spaced(path, question.q, self._settings.resolution))
+        found = self.process.call('states', timeout, path=[q.tolist() for _, q in states])
+        free = int(found['free'])
+        return Answer(question, states[free - 1][0] if free else 0, str(found['text']), str(found['subject']))
 
     def plan(self, start: Array, goal: Array) -> Route:
         """A collision-free route between joints (n,) [rad] at ``home_speed``. Blocks.

@@ -75,8 +75,8 @@ class TrajectoryFollower:
         Returns:
             '' when accepted, else one sentence that names the joint, the number and the limit.
         """
-        names = list(joint_names)
-        reason = self._names_fit(names)
+        names = tuple(joint_names)
+        reason = '' if names == self.joints else self._names_fit(names)
         if reason:
             return reason
         t, q = np.asarray(times_s, dtype=np.float64), np.asarray(positions, dtype=np.float64)
@@ -84,8 +84,9 @@ class TrajectoryFollower:
         reason = self._shapes_fit(t, q, v)
         if reason:
             return reason
-        order = [names.index(name) for name in self.joints]
-        q, v = q[:, order], None if v is None else v[:, order]
+        if names != self.joints:
+            order = [names.index(name) for name in self.joints]
+            q, v = q[:, order], None if v is None else v[:, order]
         if v is not None and not self._allow_nonzero_end and np.any(np.abs(v[-1]) > TOLERANCE):
             k = int(np.argmax(np.abs(v[-1])))
             return f'the last point must be at rest, {self.joints[k]} has {v[-1, k]:.4g} rad/s'
@@ -98,8 +99,10 @@ class TrajectoryFollower:
         times = np.concatenate([[0.0], t[ahead] + offset])
         path = np.vstack([start_q, q[ahead]])
         slopes = None if v is None else np.vstack([start_v, v[ahead]])
-        times[1:] += self._delay(times[1], path[:2], None if slopes is None else slopes[:2])
-        reason = self._within_limits(times, path, slopes)
+        reason, bridge_holds = self._within_limits(times, path, slopes)
+        if not bridge_holds:
+            times[1:] += self._delay(times[1], path[:2], None if slopes is None else slopes[:2])
+            reason, _ = self._within_limits(times, path, slopes)
         if reason:
             return reason
         self._path = _Path(now_ns, times, path, slopes)
@@ -122,7 +125,7 @@ class TrajectoryFollower:
         b, c, d = slopes[k], *_cubic(q0, q1, slopes[k], slopes[k + 1], h)
         return q0 + s * (b + s * (c + s * d)), b + s * (2.0 * c + 3.0 * s * d)
 
-    def _names_fit(self, names: list[str]) -> str:
+    def _names_fit(self, names: Sequence[str]) -> str:
         unknown = [n for n in names if n not in self.joints]
         missing = [n for n in self.joints if n not in names]
         if unknown or missing or len(names) != len(self.joints):
@@ -158,31 +161,34 @@ class TrajectoryFollower:
             if v is None:
                 speed = np.abs(q[1] - q[0]) / span
             else:
-                speed = _cubic_extrema(q, v, np.full((1, 1), span))[2]
+                speed = _cubic_extrema(q, v, np.full((1, 1), span))[2][0]
             if np.all(speed <= self._speed):
                 return float(delay)
         return 0.0
 
-    def _within_limits(self, times: Array, q: Array, v: Array | None) -> str:
-        """Extrema of position and speed of the whole path, bridge included."""
+    def _within_limits(self, times: Array, q: Array, v: Array | None) -> tuple[str, bool]:
+        """What leaves its limits on the whole path, bridge included, and whether the bridge keeps the speed limits."""
         h = np.diff(times)[:, None]
         if v is None:
             low, high = q.min(axis=0), q.max(axis=0)
-            speed = np.abs(np.diff(q, axis=0) / h).max(axis=0)
+            speeds = np.abs(np.diff(q, axis=0) / h)
         else:
-            low, high, speed = _cubic_extrema(q, v, h)
-        start = q[0]
-        for k, name in enumerate(self.joints):
-            # An arm that already stands beyond a limit may come back, it may not go further.
-            floor, ceiling = min(self._lower[k], start[k]), max(self._upper[k], start[k])
-            for value in (low[k], high[k]):
-                if not floor - TOLERANCE <= value <= ceiling + TOLERANCE:
-                    return (
-                        f'{name} would go to {value:.4f} rad, allowed {self._lower[k]:.4f} .. {self._upper[k]:.4f} rad'
-                    )
-            if speed[k] > self._speed[k] + TOLERANCE:
-                return f'{name} would move at {speed[k]:.3f} rad/s, allowed {self._speed[k]:.3f} rad/s'
-        return ''
+            low, high, speeds = _cubic_extrema(q, v, h)
+        bridge_holds = bool((speeds[0] <= self._speed).all())
+        speed, start = speeds.max(axis=0), q[0]
+        # An arm that already stands beyond a limit may come back, it may not go further.
+        floor, ceiling = np.minimum(self._lower, start) - TOLERANCE, np.maximum(self._upper, start) + TOLERANCE
+        # A number that is not one fits no limit.
+        fits = (low >= floor) & (high <= ceiling) & (speed <= self._speed + TOLERANCE)
+        if fits.all():
+            return '', bridge_holds
+        k = int(np.argmin(fits))
+        name = self.joints[k]
+        for value in (low[k], high[k]):
+            if not floor[k] <= value <= ceiling[k]:
+                limits = f'{self._lower[k]:.4f} .. {self._upper[k]:.4f} rad'
+                return f'{name} would go to {value:.4f} rad, allowed {limits}', bridge_holds
+        return f'{name} would move at {speed[k]:.3f} rad/s, allowed {self._speed[k]:.3f} rad/s', bridge_holds
 
 
 def _cubic(q0: Array, q1: Array, v0: Array, v1: Array, h: Array | float) -> tuple[Array, Array]:
@@ -192,7 +198,7 @@ def _cubic(q0: Array, q1: Array, v0: Array, v1: Array, h: Array | float) -> tupl
 
 
 def _cubic_extrema(q: Array, v: Array, h: Array) -> tuple[Array, Array, Array]:
-    """Smallest and largest position and largest speed (n,) over all segments."""
+    """Smallest and largest position (n,) over all m segments, and the largest speed of each (m, n)."""
     q0, b = q[:-1], v[:-1]
     c, d = _cubic(q0, q[1:], b, v[1:], h)
     with np.errstate(divide='ignore', invalid='ignore'):
@@ -200,11 +206,10 @@ def _cubic_extrema(q: Array, v: Array, h: Array) -> tuple[Array, Array, Array]:
         root = np.sqrt(np.maximum(c * c - 3.0 * b * d, 0.0))
         # Both roots of b + 2 c s + 3 d s^2 in the form that does not cancel; d = 0 leaves the single root -b / 2c.
         big = -(c + np.copysign(root, c))
-        candidates = [np.zeros_like(c), np.broadcast_to(h, c.shape), big / (3.0 * d), b / big]
-    at = []
-    for s in candidates:
-        inside = np.clip(np.where(np.isfinite(s), s, 0.0), 0.0, h)
-        at.append(q0 + inside * (b + inside * (c + inside * d)))
-    inside = np.clip(np.where(np.isfinite(turn), turn, 0.0), 0.0, h)
-    fastest = np.maximum.reduce([np.abs(v[:-1]), np.abs(v[1:]), np.abs(b + inside * (2.0 * c + 3.0 * inside * d))])
-    return np.min(at, axis=(0, 1)), np.max(at, axis=(0, 1)), fastest.max(axis=0)
+        times = np.stack([big / (3.0 * d), b / big, turn])
+    inside = np.clip(np.where(np.isfinite(times), times, 0.0), 0.0, h)
+    extrema = q0 + inside[:2] * (b + inside[:2] * (c + inside[:2] * d))
+    fastest = np.abs(b + inside[2] * (2.0 * c + 3.0 * inside[2] * d))
+    low = np.minimum(extrema.min(axis=(0, 1)), q.min(axis=0))
+    high = np.maximum(extrema.max(axis=(0, 1)), q.max(axis=0))
+    return low, high, np.maximum(fastest, np.maximum(np.abs(b), np.abs(v[1:])))
