@@ -121,7 +121,7 @@ def standin() -> Iterator[None]:
             domain.release()
 
 
-def measure(chunks: int, steps: int, check: str) -> list[float]:
+def measure(chunks: int, steps: int, check: str, resolution: float) -> list[float]:
     """Times of chunks [ms], those for warming up left out.
 
     Raises:
@@ -133,7 +133,7 @@ def measure(chunks: int, steps: int, check: str) -> list[float]:
         rclpy.init(args=[])
         try:
             print('waiting for the stand-in', file=sys.stderr, flush=True)
-            moveit = MoveIt(check=check, timeout=2.0, startup_wait=60.0)
+            moveit = MoveIt(check=check, resolution=resolution, timeout=2.0, startup_wait=60.0)
             bench = Bench(Control(backend='moveit', ramp_time=0.0, moveit=moveit))
             print(f'{WARM_UP + chunks} chunks', file=sys.stderr, flush=True)
             try:
@@ -150,6 +150,9 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--chunks', type=int, default=200, help=f'measured, after {WARM_UP} for warming up')
     parser.add_argument('--steps', type=int, default=16, help='of a chunk')
     parser.add_argument('--check', choices=('states', 'cartesian'), default='states', help='how move_group is asked')
+    parser.add_argument(
+        '--resolution', type=float, default=MoveIt().resolution, help='of --check states [rad]; 0: every state'
+    )
     parser.add_argument('--limit', type=float, default=LIMIT, help='median that passes [ms]')
     parser.add_argument('--timeout', type=float, default=240.0, help='seconds after which it is given up')
     parser.add_argument('--json', action='store_true', help='print the numbers as JSON')
@@ -160,7 +163,7 @@ def main() -> int:
     """Run and print p50, p90, p99 in ms."""
     arguments = arguments_of()
     try:
-        times = measure(arguments.chunks, arguments.steps, arguments.check)
+        times = measure(arguments.chunks, arguments.steps, arguments.check, arguments.resolution)
     except InstructVLAError as err:
         print(f'error: {err}', file=sys.stderr)
         return 2
