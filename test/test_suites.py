@@ -406,6 +406,26 @@ def test_episodes_played_together_are_those_played_alone(tmp_path):
     assert len(earlier(tmp_path / '3' / RESULTS)) == len(found)
 
 
+def test_an_error_leaves_nothing_behind_in_the_cell():
+    class Broken(Crowd):
+        broken = True
+
+        def act_each(self, members, asks, reasonings):
+            if Broken.broken and self.rounds:
+                raise RuntimeError('once')
+            return super().act_each(members, asks, reasonings)
+
+    found = short(cases(SMALL, BASE))
+    cell = Cell(replace(setup_in(''), together=2), Broken())
+    try:
+        with pytest.raises(RuntimeError, match='once'):
+            list(cell.run_many(found))
+        Broken.broken = False
+        assert [row['seed'] for row in cell.run_many(found[:1])] == [found[0].episode.seed]
+    finally:
+        cell.close()
+
+
 def test_a_policy_that_cannot_share_is_asked_alone(tmp_path):
     found = short(cases(SMALL, BASE))
     policy = Double()

@@ -1,7 +1,7 @@
 """One case of Tabletop-Instruct, or several at once, in this process: scene, policy, and the row of the result.
 
-A model takes little more time for eight observations than for one, so episodes are played in lockstep: each runs to
-its next question, the questions are answered together.
+A model needs less time for eight observations at once than for one after the other, so episodes are played in
+lockstep: each runs to its next question, the questions are answered together.
 """
 
 from __future__ import annotations
@@ -136,6 +136,8 @@ class Cell:
 
         Which cases share a round depends on the cases alone, so the same list gives the same rows.
         """
+        for seat in self._seats:
+            seat.ask = seat.play = None  # of an earlier call that ended with an error
         waiting = iter(cases)
         while True:
             for number in range(self.together):
@@ -212,7 +214,7 @@ class Cell:
     def _act(self, busy: Sequence[_Seat]) -> list[Act]:
         """What the policy of each seat says and does."""
         told = [(s.policy, s.ask, s.reasoning) for s in busy if s.policy is not None and s.ask is not None]
-        if self._shared is not None and len(told) > 1:
+        if self._shared is not None:
             policies, asks, reasonings = zip(*told, strict=True)
             return self._shared.act_each(policies, asks, reasonings)
         return [act_alone(*one) for one in told]

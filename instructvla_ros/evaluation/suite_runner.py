@@ -120,7 +120,7 @@ def _here(missing: Sequence[Case], setup: Setup, policy: Policy | None) -> Itera
 
 
 def _blocks(missing: Sequence[Case], setup: Setup, workers: int) -> list[Sequence[Case]]:
-    """Cases that are run in one go; they share rounds of the policy, so blocks depend on nothing but the cases."""
+    """Cases that are run in one go. They share rounds of the policy: not by who is free, but by place in the list."""
     size = max(1, min(BLOCK * setup.together if setup.together > 1 else 1, -(-len(missing) // workers)))
     return [missing[k : k + size] for k in range(0, len(missing), size)]
 

@@ -35,7 +35,8 @@ def act_all(together: Together, turns: Sequence[Turn]) -> list[list[Act]]:
     for turn in turns:
         turn.learn([next(latents) for _ in turn.wanted])
         rows += turn.to_do()
-    raw = together.chunks(*([row[k] for row in rows] for k in range(4)))  # type: ignore[arg-type]
+    read, views, proprio, noise = zip(*rows, strict=True)
+    raw = together.chunks(read, views, proprio, noise)
     finished = raw.double().cpu().numpy()
     latency = (time.perf_counter() - started) / len(rows)
     out, first = [], 0

@@ -1,8 +1,8 @@
 """Many observations at once: of a recording, or of several episodes that go on side by side.
 
-A small model, and a large one on a GPU, spends most of its time on being called. Rows of similar length are read in
-one call, the shorter ones padded; the numbers differ from those of single calls only by the rounding of other matrix
-products.
+A small model on a fast CPU, and a large one on a GPU, spends much of its time on being called. Rows of similar length
+are read in one call, the shorter ones padded; the numbers differ from those of single calls only by the rounding of
+other matrix products.
 """
 
 from __future__ import annotations
