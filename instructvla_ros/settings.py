@@ -311,6 +311,12 @@ class PolicySettings:
     reasoning_period: float = option(2.0, 'shortest time between two sentences', unit='s', ge=0.0, le=60.0)
     latent_period: int = option(1, 'expert calls per latent', ge=1, le=100)
     euler_steps: int = option(0, 'integration steps of the flow; 0: as many as the checkpoint says', ge=0, le=100)
+    resize: str = option(
+        'quick',
+        "filter that brings pictures to the model's sizes: torch's, at most 2 grey levels of 255 beside Pillow's, or "
+        "Pillow's itself, as the reference",
+        choices=('quick', 'exact'),
+    )
     sync_slop: float = option(0.05, 'largest spread of the stamps of one observation', unit='s', ge=0.0, le=1.0)
     max_view_age: float = option(0.3, 'age at which a view counts as silent', unit='s', ge=0.01, le=10.0)
     max_state_age: float = option(0.2, 'age at which the joint states count as silent', unit='s', ge=0.01, le=10.0)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as PilImage
 
 from instructvla_ros.errors import CheckpointError, ObservationError
-from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels
+from instructvla_ros.model.images import bicubic, dino_pixels, join_views, siglip_pixels
 from instructvla_ros.model.statistics import read_statistics
 
 
@@ -41,6 +41,20 @@ def test_dino_resizes_the_shorter_side_and_crops_the_centre(shape, resized, left
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('shape', [(2, 2), (64, 64), (480, 640), (480, 1280), (1080, 1920)])
+def test_the_quick_filter_is_pillows_within_two_grey_levels(shape):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (*shape, 3), np.uint8)
+    ramp = np.repeat(np.add.outer(np.arange(shape[0]), 3 * np.arange(shape[1])).astype(np.uint8)[..., None], 3, 2)
+    for picture in (noise, ramp, np.where(noise > 127, 255, 0).astype(np.uint8)):
+        for width, height in ((192, 192), (448, 448), (341, 256)):
+            beside = np.abs(bicubic(picture, width, height).astype(int) - bicubic(picture, width, height, quick=True))
+            assert beside.max() <= 2 and (beside > 0).mean() < 0.2
+    mirrored = noise[:, ::-1]  # not contiguous, as a camera that is flipped
+    np.testing.assert_array_equal(bicubic(mirrored, 56, 56, True), bicubic(mirrored.copy(), 56, 56, True))
+    assert siglip_pixels(noise, 56, quick=True).shape == dino_pixels(noise, 56, quick=True).shape == (3, 56, 56)
+
+
 def test_views_are_joined_left_to_right():
     a, b = doubles.image(48, 64, 1), doubles.image(48, 32, 2)
     joined = join_views([a, b])
@@ -55,8 +69,9 @@ def test_views_are_joined_left_to_right():
 )
 def test_images_of_the_wrong_kind_are_refused(bad):
     for transform in (siglip_pixels, dino_pixels):
-        with pytest.raises(ObservationError, match=r'uint8 RGB \(H, W, 3\)'):
-            transform(bad, 56)
+        for quick in (False, True):
+            with pytest.raises(ObservationError, match=r'uint8 RGB \(H, W, 3\)'):
+                transform(bad, 56, quick)
 
 
 def statistics(**changes):

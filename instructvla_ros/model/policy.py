@@ -373,8 +373,9 @@ class InstructVLAPolicy:
                 f'the observation lacks the views {", ".join(absent)}; it has {", ".join(observation.views) or "none"}'
             )
         frames = [observation.views[n] for n in self._view_names]
-        pixels = siglip_pixels(join_views(frames), config.vision.image_size)
-        views = np.stack([dino_pixels(f, config.dino.image_size) for f in frames])
+        quick = self._settings.resize == 'quick'
+        pixels = siglip_pixels(join_views(frames), config.vision.image_size, quick)
+        views = np.stack([dino_pixels(f, config.dino.image_size, quick) for f in frames])
         # The observation is kept with them: as long as it lives nothing else has its id.
         with self._lock:
             newest = list(self._prepared.items())[max(len(self._prepared) - keep + 1, 0) :]
