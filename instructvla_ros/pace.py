@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+import subprocess
+import sys
 
 from .errors import ConfigError
 from .evaluation.machine import usable_cores
 
-_ROUNDS, _COUNT = 7, 200_000
-_NEEDED = 24e6  # additions per second and core, of two cores, at which the graph with the tiny model keeps real time
+_NEEDED = 48e6  # additions per second of all processes at which the graph with the tiny model keeps real time
+_PROCESSES = 4  # of the graph: more cores than that do not make it faster
 MIN_SPEED = 0.05  # simulated seconds per second
 LONGEST_LEASE = 60.0  # that the controller takes [s]
 SPEEDS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.15, 0.1)
+_COUNT = """
+import time
+
+def count(seconds):
+    total, added, begin = 0, 0, time.perf_counter()
+    while (passed := time.perf_counter() - begin) < seconds:
+        for k in range(20_000):
+            total += k
+        added += 20_000
+    return added / passed
+
+print(count(0.4))
+"""
 
 
 def additions_per_second() -> float:
-    """Speed of the interpreter, which is what a graph of Python nodes lives on; takes a tenth of a second or two."""
-    times = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        total = 0
-        for k in range(_COUNT):
-            total += k
-        times.append(time.perf_counter() - began)
-    return _COUNT / statistics.median(times)
+    """What the interpreter, which a graph of Python nodes lives on, adds on all usable cores; takes half a second.
+
+    At once on all of them: two cores may be two threads of one, and others may be at work too.
+
+    Raises:
+        ConfigError: no process can be started.
+    """
+    command = [sys.executable, '-I', '-S', '-c', _COUNT]
+    counting = []
+    try:
+        for _ in range(min(usable_cores(), _PROCESSES)):
+            counting.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True))
+        return sum(float(process.communicate(timeout=30)[0]) for process in counting)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as err:
+        raise ConfigError(f'how fast this machine is cannot be measured ({err}); name a speed, such as 0.5') from None
+    finally:
+        for process in counting:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
 
 
 def read_speed(text: str) -> float:
@@ -60,15 +84,11 @@ def stretched_lease(lease: float, speed: float) -> float:
     return min(lease / speed, LONGEST_LEASE)
 
 
-def comfortable_speed(pace: float | None = None, usable: int | None = None) -> float:
+def comfortable_speed(pace: float | None = None) -> float:
     """Simulated seconds per second, one of :data:`SPEEDS`.
 
-    Four processes share the cores, so more than two of them make up for slow ones, up to a point.
-
     Args:
-        pace: additions per second of one core; measured when left out. usable: cores; those of this process.
+        pace: additions per second, as :func:`additions_per_second` measures them, which it does when left out.
     """
-    pace = additions_per_second() if pace is None else pace
-    usable = usable_cores() if usable is None else usable
-    share = pace / _NEEDED * min(usable, 4) / 2.0
+    share = (additions_per_second() if pace is None else pace) / _NEEDED
     return next((s for s in SPEEDS if s <= share), SPEEDS[-1])

@@ -210,15 +210,30 @@ def test_slow_motion_reaches_every_node(tmp_path):
 
 
 def test_speed_is_chosen_for_the_machine():
-    assert pace.comfortable_speed(pace=30e6, usable=2) == 1.0
-    assert pace.comfortable_speed(pace=8e6, usable=2) == 0.33
-    assert pace.comfortable_speed(pace=8e6, usable=16) == 0.5, 'more than four cores do not help'
-    assert pace.comfortable_speed(pace=1.0, usable=1) == pace.SPEEDS[-1]
+    assert pace.comfortable_speed(60e6) == 1.0
+    assert pace.comfortable_speed(30e6) == 0.5
+    assert pace.comfortable_speed(16e6) == 0.33
+    assert pace.comfortable_speed(1.0) == pace.SPEEDS[-1]
     assert pace.comfortable_speed() in pace.SPEEDS
     assert pace.read_speed('0.5') == 0.5 and pace.read_speed('auto') in pace.SPEEDS
     for text in ('fast', 'nan', '0', '2'):
         with pytest.raises(ConfigError, match=f"the speed is '{text}'; give auto, or 0.05 to 1"):
             pace.read_speed(text)
+
+
+def test_a_busy_machine_is_a_slow_one(monkeypatch):
+    quiet = pace.additions_per_second()
+    busy = 4 * pace.usable_cores()
+    others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(busy)]
+    try:
+        assert pace.additions_per_second() < 0.7 * quiet
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    monkeypatch.setattr(pace.sys, 'executable', '/nowhere/python')
+    with pytest.raises(ConfigError, match='name a speed, such as 0.5'):
+        pace.comfortable_speed()
 
 
 class Lines:
