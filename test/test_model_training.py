@@ -13,7 +13,7 @@ import torch  # noqa: E402
 
 from instructvla_ros.errors import ConfigError, ObservationError  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
-from instructvla_ros.model.flow import sample_time  # noqa: E402
+from instructvla_ros.model.flow import flow_loss, interpolate, sample_time  # noqa: E402
 from instructvla_ros.model.instructvla import Batch  # noqa: E402
 from instructvla_ros.model.trainable import set_trainable, to_stage2  # noqa: E402
 
@@ -189,6 +189,55 @@ def test_cross_entropy_is_the_mean_over_supervised_tokens(stage2):
         )
         torch.testing.assert_close(model(batch).ce, expected, rtol=1e-5, atol=1e-6)
     assert logits.shape[-1] == 404
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('mask', ['bias', 'block'])
+def test_rows_that_nobody_reads_are_left_out_without_a_difference(stage2, mask, groups):
+    model, batch = stage2.model, batch_of(stage2)
+
+    def all_rows():
+        hidden = model.vlm.hidden(model.vlm.embed(batch.ids, model.vlm.image_tokens(batch.pixels)))
+        latent = model.vlm.latent(hidden, model.vlm.query_rows(batch.ids))
+        prefix = model.expert.prefix(latent, batch.views, batch.proprio)
+        noisy = interpolate(batch.noise, batch.actions, batch.t)
+        velocity = model.expert.velocity(prefix, noisy, batch.t, mask, whole=True)
+        return flow_loss(velocity, batch.noise, batch.actions) + model.vlm.cross_entropy(hidden, batch.labels)
+
+    seen = []
+    original = model.vlm.decoder.forward
+    model.vlm.decoder.forward = lambda x, **k: seen.append(original(x, **k)) or seen[-1]
+    found = {}
+    for name, loss in (('all', all_rows), ('read', lambda: model(batch, mask=mask, length_groups=groups).total)):
+        model.zero_grad(set_to_none=True)
+        total = loss()
+        total.backward()
+        found[name] = total.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found['read'][0], found['all'][0], rtol=1e-5, atol=1e-6)
+    assert found['read'][1].keys() == found['all'][1].keys()
+    for name, expected in found['all'][1].items():
+        torch.testing.assert_close(found['read'][1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+    wide, narrow = batch.ids.shape[1], model.vlm.read_rows(batch.ids, batch.labels).shape[1]
+    widths = [x.shape[1] for x in seen]
+    assert widths[:2] == [wide, wide] and widths[3] == narrow < wide, 'base pass and adapted pass, before and after'
+
+
+def test_rows_that_a_loss_reads(stage2):
+    vlm = stage2.model.vlm
+    first = vlm.embed_tokens.num_embeddings
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, first, first + 1, 9, 9], [1, 1, 1, 1, 1, 1]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 3:5] = ids[0, 3:5]
+    labels[1, 2] = ids[1, 2]
+    rows = vlm.read_rows(ids, labels)
+    assert rows.tolist() == [[2, 3, 3], [1, 2, 3], [0, 0, 0]]
+    assert vlm.places(rows[1:2], torch.tensor([[2, 3]])).tolist() == [[1, 2]]
+    hidden = torch.randn(3, 6, vlm.config.language.hidden_size)
+    picked = hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
+    torch.testing.assert_close(vlm.cross_entropy(picked, labels, rows), vlm.cross_entropy(hidden, labels))
+    nothing = torch.full_like(ids, -100)
+    none = vlm.read_rows(ids[:1], nothing[:1])
+    assert none.tolist() == [[0]] and vlm.cross_entropy(hidden[:1, :1], nothing[:1], none) == 0
 
 
 def test_action_batch_without_noise_is_refused(stage2):

@@ -113,10 +113,17 @@ class FlowExpert(nn.Module):
         allowed = self.allowed(rows, device)
         return allowed.float() if (kind or self.config.expert.mask) == 'bias' else allowed
 
-    def velocity(self, prefix: Tensor, steps: Tensor, t: Tensor, mask: str | None = None) -> Tensor:
-        """Velocity (B, H, 7) float32 at noisy steps (B, H, 7) and times (B,); the whole sequence every time."""
+    def velocity(
+        self, prefix: Tensor, steps: Tensor, t: Tensor, mask: str | None = None, whole: bool = False
+    ) -> Tensor:
+        """Velocity (B, H, 7) float32 at noisy steps (B, H, 7) and times (B,); nothing is kept for the next call.
+
+        Args:
+            whole: compute the prefix in the last layer too, although nobody reads it there, as the reference does.
+        """
         x = torch.cat((prefix, self.action_embed(steps, t)), dim=1)
-        hidden = self.decoder(x, mask=self.mask(x.shape[1], x.device, mask))
+        rows = None if whole else self._behind(prefix, x)
+        hidden = self.decoder(x, mask=self.mask(x.shape[1], x.device, mask), rows=rows)
         return self.read(hidden[:, -self.config.horizon :])
 
     def velocity_of_draws(self, prefix: Tensor, steps: Tensor, t: Tensor) -> Tensor:
@@ -136,8 +143,13 @@ class FlowExpert(nn.Module):
         allowed &= (draw[None, :] < 0) | (draw[None, :] == draw[:, None])
         steps_at = torch.arange(p, p + horizon, device=x.device).repeat(draws)
         positions = torch.cat((torch.arange(p, device=x.device), steps_at))
-        hidden = self.decoder(x, mask=allowed, positions=positions)[:, p:]
+        hidden = self.decoder(x, mask=allowed, positions=positions, rows=self._behind(prefix, x))
         return self.read(hidden.unflatten(1, (draws, horizon)).flatten(0, 1)).unflatten(0, (batch, draws))
+
+    @staticmethod
+    def _behind(prefix: Tensor, x: Tensor) -> Tensor:
+        """(B, N - P) positions of the actions in a sequence x (B, N, d)."""
+        return torch.arange(prefix.shape[1], x.shape[1], device=x.device).expand(len(x), -1)
 
     def read(self, hidden: Tensor) -> Tensor:
         """Action rows (B, H, d) -> velocity (B, H, 7) float32."""

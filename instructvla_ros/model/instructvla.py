@@ -143,13 +143,14 @@ class InstructVLA(nn.Module):
         if seen is not None and images is not None and batch.picture is not None:
             seen, images = seen[batch.picture], images[batch.picture]
         lengths = batch.lengths() if length_groups > 1 else None
-        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images), lengths, length_groups)
-        ce = self.vlm.cross_entropy(hidden, batch.labels)
+        rows = self.vlm.read_rows(batch.ids, batch.labels)
+        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images), lengths, length_groups, rows)
+        ce = self.vlm.cross_entropy(hidden, batch.labels, rows)
         if batch.views is None and batch.actions is None:
             return Losses(ce.new_zeros(()), ce, image_features=seen, image_tokens=images)
         if batch.views is None or (batch.actions is not None and (batch.noise is None or batch.t is None)):
             raise ObservationError('an action batch needs views, noise and t')
-        latent = self.vlm.latent(hidden, self.vlm.query_rows(batch.ids))
+        latent = self.vlm.latent(hidden, self.vlm.places(rows, self.vlm.query_rows(batch.ids)))
         features = self.expert.features(latent, batch.views)
         if batch.actions is None or batch.noise is None or batch.t is None:
             return Losses(ce.new_zeros(()), ce, latent, features, seen, image_tokens=images)

@@ -80,7 +80,7 @@ class ReferenceOrder:
         for block in self.dead:
             behind = block(behind, condition)
         prefix = expert.join(features, latent, proprio)
-        return integrate(lambda x, t: expert.velocity(prefix, x, t, mask), noise, steps)
+        return integrate(lambda x, t: expert.velocity(prefix, x, t, mask, whole=True), noise, steps)
 
     def _pass(self, x: Tensor, caches: list[KVCache] | None, logits: bool = False) -> Tensor:
         vlm = self.model.vlm

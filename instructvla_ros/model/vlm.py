@@ -10,6 +10,7 @@ from ..errors import ObservationError
 from .config import ModelConfig
 from .decoder import KVCache, qwen2_decoder
 from .lora import AdapterGate, Gate
+from .prompt import IGNORE
 from .stem import ConvStem
 
 
@@ -118,24 +119,46 @@ class Eagle2(nn.Module):
             hidden = self.decoder(x, cache=cache, **kwargs)
         return self.gate.rank_weights(hidden)
 
-    def hidden(self, x: Tensor, lengths: Tensor | None = None, groups: int = 1) -> Tensor:
-        """Final-norm output (B, N, d) of embeddings x (B, N, d); right padding needs no mask under causality.
+    def hidden(
+        self, x: Tensor, lengths: Tensor | None = None, groups: int = 1, rows: Tensor | None = None
+    ) -> Tensor:
+        """Final-norm output of embeddings x (B, N, d); right padding needs no mask under causality.
 
         Args:
             lengths: (B,) tokens of each row that matter. groups: of equally many rows, by length, each computed only
                 as far as its longest; behind that the output is 0. Their number is always the same, so that
                 processes that share the weights stay together.
+            rows: (B, R) positions whose output is wanted; the last layer computes no others.
+
+        Returns:
+            (B, N, d), or (B, R, d) with ``rows``.
         """
         if lengths is None or groups < 2:
-            out: Tensor = self.decoder(x, gate=self.rank_gate(x))
+            out: Tensor = self.decoder(x, gate=self.rank_gate(x), rows=rows)
             return out
         order = lengths.argsort(stable=True)
         parts = []
-        for rows in order.tensor_split(min(groups, len(x))):
-            longest = int(lengths[rows].max())
-            part = self.hidden(x[rows, :longest])
-            parts.append(F.pad(part, (0, 0, 0, x.shape[1] - longest)))
+        for some in order.tensor_split(min(groups, len(x))):
+            longest = int(lengths[some].max())
+            if rows is not None:
+                parts.append(self.hidden(x[some, :longest], rows=rows[some]))
+                continue
+            parts.append(F.pad(self.hidden(x[some, :longest]), (0, 0, 0, x.shape[1] - longest)))
         return torch.cat(parts)[order.argsort()]
+
+    def read_rows(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """(B, R) positions that a loss reads: of latent queries, and those before a supervised token.
+
+        Where a row has fewer than the others, its last one (or the first position) is repeated.
+        """
+        read = ids >= self.embed_tokens.num_embeddings
+        read[:, :-1] |= labels[:, 1:] != IGNORE
+        counts = read.sum(1)
+        most = max(int(counts.max()), 1)
+        # Read positions first, in their order; the places behind them are filled.
+        order = (~read).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        last = (counts - 1).clamp(min=0)[:, None]
+        return order.gather(1, torch.arange(most, device=ids.device).minimum(last))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., d) -> (..., vocabulary + queries)."""
@@ -154,16 +177,28 @@ class Eagle2(nn.Module):
             raise ObservationError(f'each prompt needs the {q} latent queries once, got {counts.tolist()} of them')
         return found.nonzero()[:, 1].view(ids.shape[0], q)
 
+    @staticmethod
+    def places(rows: Tensor, wanted: Tensor) -> Tensor:
+        """(B, Q) where in rows (B, R), ascending, the positions ``wanted`` (B, Q) stand."""
+        return torch.searchsorted(rows, wanted)
+
     def latent(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Gather (B, queries, d) of hidden (B, N, d) at rows (B, queries)."""
         return hidden.gather(1, rows[:, :, None].expand(-1, -1, hidden.shape[-1]))
 
-    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(self, hidden: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mean next-token loss in float32 over supervised positions; logits only where they are needed.
+
+        Args:
+            hidden: (B, N, d), or (B, R, d) of the positions ``rows`` (B, R) that :meth:`read_rows` gives.
 
         Returns 0 (connected to the graph) when nothing is supervised.
         """
-        wanted = labels[:, 1:] != -100
+        target = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+        if rows is not None:
+            again = F.pad(rows[:, 1:] == rows[:, :-1], (1, 0))
+            target = target.gather(1, rows).masked_fill(again, IGNORE)
+        wanted = target != IGNORE
         if not bool(wanted.any()):
             return hidden.sum() * 0.0
-        return F.cross_entropy(self.logits(hidden[:, :-1][wanted]).float(), labels[:, 1:][wanted])
+        return F.cross_entropy(self.logits(hidden[wanted]).float(), target[wanted])
