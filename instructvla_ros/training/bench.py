@@ -4,8 +4,9 @@ What the reference does and this package does not, without a difference in what 
 the DINO blocks behind the tap run and are thrown away; the whole embedding and output matrices carry gradients and Adam
 state for the few rows of the latent queries, whose other rows a hook sets to zero; every position of the sequence gets
 logits over the whole vocabulary, in stage 2 also in the base pass of the gate, which runs the adapters on zeros and
-evaluates a loss that nobody uses; the last layers compute rows that nobody reads. The parameters that move are the same, and so is the loss, which is compared. What
-Python hooks and unfused adapter pairs cost the reference is not imitated.
+evaluates a loss that nobody uses; the last layers compute rows that nobody reads. The parameters that move are the
+same, and so is the loss, which is compared. What Python hooks and unfused adapter pairs cost the reference is not
+imitated.
 """
 
 from __future__ import annotations

@@ -165,9 +165,9 @@ def _build(dataset: Dataset, views: tuple[str, ...], config: ModelConfig, place:
         t = len(episode)
         for k in range(t):
             pictures = [episode.views[v][k] for v in views]
-            memory['joined'][row + k] = siglip_square(join_views(pictures), s)
+            memory['joined'][row + k] = siglip_square(join_views(pictures), s, quick=True)
             for j, picture in enumerate(pictures):
-                memory['views'][row + k, j] = dino_square(picture, d)
+                memory['views'][row + k, j] = dino_square(picture, d, quick=True)
         chunks, valid = windows(episode, config.horizon)
         small['episode'].append(np.full(t, number))
         small['frame'].append(np.arange(t))

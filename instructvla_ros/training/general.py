@@ -60,7 +60,7 @@ class General:
     def batch(self, samples: Sequence[Sample]) -> Batch:
         """Batch of dialogues, each cut at :data:`LONGEST` tokens."""
         encoded = [cut(self.prompts.dialog(s.messages, images=0 if s.image is None else 1)) for s in samples]
-        pictures = [siglip_square(s.image, self.image_size) for s in samples if s.image is not None]
+        pictures = [siglip_square(s.image, self.image_size, quick=True) for s in samples if s.image is not None]
         ids, labels = self.prompts.collate(encoded)
         pixels = torch.from_numpy(siglip_scale(np.stack(pictures))) if pictures else None
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels)
