@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import model_doubles as doubles
 import numpy as np
 import pytest
@@ -52,6 +54,11 @@ def test_the_quick_filter_is_pillows_within_two_grey_levels(shape):
             assert beside.max() <= 2 and (beside > 0).mean() < 0.2
     mirrored = noise[:, ::-1]  # not contiguous, as a camera that is flipped
     np.testing.assert_array_equal(bicubic(mirrored, 56, 56, True), bicubic(mirrored.copy(), 56, 56, True))
+    frozen = noise.copy()
+    frozen.setflags(write=False)  # as the memory of a message
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        np.testing.assert_array_equal(bicubic(frozen, 56, 56, True), bicubic(noise, 56, 56, True))
     assert siglip_pixels(noise, 56, quick=True).shape == dino_pixels(noise, 56, quick=True).shape == (3, 56, 56)
 
 

@@ -56,7 +56,8 @@ def bicubic(image: Image, width: int, height: int, quick: bool = False) -> Image
         return np.asarray(PilImage.fromarray(image).resize((width, height), PilImage.Resampling.BICUBIC))
     import torch  # who only resizes exactly needs none
 
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # Torch warns of memory that it may not write, such as that of a message.
+    planes = torch.from_numpy(np.require(image, requirements=['C', 'W'])).permute(2, 0, 1)[None]
     small = torch.nn.functional.interpolate(planes, (height, width), mode='bicubic', antialias=True)
     return np.asarray(small[0].permute(1, 2, 0).numpy())
 
