@@ -221,6 +221,15 @@ def test_speed_is_chosen_for_the_machine():
             pace.read_speed(text)
 
 
+def test_more_than_four_cores_do_not_help(monkeypatch):
+    started = []
+    original = subprocess.Popen
+    monkeypatch.setattr(pace, 'usable_cores', lambda: 16)
+    monkeypatch.setattr(pace.subprocess, 'Popen', lambda *a, **k: started.append(original(*a, **k)) or started[-1])
+    assert pace.additions_per_second() > 0.0
+    assert len(started) == 4 and all(process.poll() == 0 for process in started)
+
+
 def test_a_busy_machine_is_a_slow_one(monkeypatch):
     quiet = pace.additions_per_second()
     busy = 4 * pace.usable_cores()

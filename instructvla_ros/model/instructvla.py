@@ -144,7 +144,7 @@ class InstructVLA(nn.Module):
             seen, images = seen[batch.picture], images[batch.picture]
         lengths = batch.lengths() if length_groups > 1 else None
         rows = self.vlm.read_rows(batch.ids, batch.labels)
-        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images), lengths, length_groups, rows)
+        hidden = self.vlm.hidden(self.vlm.embed(batch.ids, images), rows, lengths, length_groups)
         ce = self.vlm.cross_entropy(hidden, batch.labels, rows)
         if batch.views is None and batch.actions is None:
             return Losses(ce.new_zeros(()), ce, image_features=seen, image_tokens=images)

@@ -120,30 +120,25 @@ class Eagle2(nn.Module):
         return self.gate.rank_weights(hidden)
 
     def hidden(
-        self, x: Tensor, lengths: Tensor | None = None, groups: int = 1, rows: Tensor | None = None
+        self, x: Tensor, rows: Tensor | None = None, lengths: Tensor | None = None, groups: int = 1
     ) -> Tensor:
         """Final-norm output of embeddings x (B, N, d); right padding needs no mask under causality.
 
         Args:
-            lengths: (B,) tokens of each row that matter. groups: of equally many rows, by length, each computed only
-                as far as its longest; behind that the output is 0. Their number is always the same, so that
-                processes that share the weights stay together.
             rows: (B, R) positions whose output is wanted; the last layer computes no others.
+            lengths: (B,) tokens of each row that matter, beyond all of ``rows``. groups: of equally many rows, by
+                length, each computed only as far as its longest. Their number is always the same, so that processes
+                that share the weights stay together.
 
         Returns:
             (B, N, d), or (B, R, d) with ``rows``.
         """
-        if lengths is None or groups < 2:
+        if rows is None or lengths is None or groups < 2:
             out: Tensor = self.decoder(x, gate=self.rank_gate(x), rows=rows)
             return out
         order = lengths.argsort(stable=True)
-        parts = []
-        for some in order.tensor_split(min(groups, len(x))):
-            longest = int(lengths[some].max())
-            if rows is not None:
-                parts.append(self.hidden(x[some, :longest], rows=rows[some]))
-                continue
-            parts.append(F.pad(self.hidden(x[some, :longest]), (0, 0, 0, x.shape[1] - longest)))
+        some = order.tensor_split(min(groups, len(x)))
+        parts = [self.hidden(x[k, : int(lengths[k].max())], rows[k]) for k in some]
         return torch.cat(parts)[order.argsort()]
 
     def read_rows(self, ids: Tensor, labels: Tensor) -> Tensor:
