@@ -10,8 +10,11 @@ doubles.needs_model()
 import torch  # noqa: E402
 
 from instructvla_ros.config import replace  # noqa: E402
+from instructvla_ros.errors import CheckpointError  # noqa: E402
+from instructvla_ros.model.checkpoint import save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.fast import FastPath, lay_out_weights  # noqa: E402
+from instructvla_ros.model.packed import PackedLinear, can_pack  # noqa: E402
 
 CLOSE = {'rtol': 1e-4, 'atol': 2e-5}
 VARIANTS = {
@@ -56,6 +59,56 @@ def test_weights_laid_out_for_serving_are_the_same_weights(tmp_path):
     moved = model.vlm.decoder.layers[0].mlp.up_proj.weight
     assert moved.t().is_contiguous() and not moved.is_contiguous()
     torch.testing.assert_close(model.latent(ids, pixels), expected, **CLOSE)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_packed_weights_give_the_same_and_cannot_be_saved(variant, tmp_path):
+    if not can_pack(torch.float32):
+        pytest.skip('this build of torch does not multiply packed matrices')
+    bundle = doubles.small_bundle(tmp_path / 'small', **VARIANTS[variant])
+    model, config = bundle.model, bundle.config
+    pixels, views, proprio, noise = doubles.inputs(config, 2)
+    question = torch.from_numpy(bundle.prompts.reason('lift up'))[None].expand(2, -1)
+    ids = ids_of(bundle, 'lift up', None, 2)
+
+    def run(engine):
+        said = engine.sentence(engine.begin(pixels), question, end_id=bundle.prompts.end_id)
+        latent = engine.latent(engine.begin(pixels), ids)
+        return said, latent, *(engine.chunk(latent, views, proprio, noise, mask=m) for m in ('bias', 'block'))
+
+    before = sum(p.numel() for p in model.parameters())
+    expected = run(FastPath(model))
+    lay_out_weights(model, pack_from=0)
+    assert sum(p.numel() for p in model.parameters()) < before / 2
+    assert not isinstance(model.expert.head[0], torch.nn.Linear)
+    lay_out_weights(model, pack_from=0)  # nothing is left to do
+    said, *found = run(FastPath(model))
+    assert said == expected[0]
+    for ours, theirs in zip(found, expected[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+    with pytest.raises(CheckpointError, match='packed for serving'):
+        save(bundle, tmp_path / 'again')
+    assert not (tmp_path / 'again').exists()
+
+
+@pytest.mark.parametrize('number', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [(1, 96), (2, 5, 96), (0, 96)])
+def test_a_packed_product_is_the_product(number, shape):
+    if not can_pack(number):
+        pytest.skip(f'this machine does not multiply packed matrices of {number}')
+    layer = torch.nn.Linear(96, 64).to(number)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(number)
+    with torch.no_grad():
+        torch.testing.assert_close(PackedLinear(layer)(x), layer(x))
+
+
+def test_nothing_is_packed_where_torch_cannot(tmp_path, monkeypatch):
+    bundle = doubles.small_bundle(tmp_path / 'small')
+    monkeypatch.setattr('instructvla_ros.model.packed._mkldnn', None)
+    assert not can_pack(torch.float32)
+    lay_out_weights(bundle.model, pack_from=0)
+    assert isinstance(bundle.model.expert.head[0], torch.nn.Linear)
+    save(bundle, tmp_path / 'again')
 
 
 def test_rows_of_a_batch_are_independent(bundle):

@@ -21,8 +21,9 @@ from instructvla_ros.data.episodes import Dataset  # noqa: E402
 from instructvla_ros.errors import ConfigError, DataError  # noqa: E402
 from instructvla_ros.model.checkpoint import convert, load, save  # noqa: E402
 from instructvla_ros.model.choose import choose_mask  # noqa: E402
-from instructvla_ros.model.fast import FastPath, merge_adapters  # noqa: E402
+from instructvla_ros.model.fast import FastPath, lay_out_weights, merge_adapters  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
+from instructvla_ros.model.packed import can_pack  # noqa: E402
 from instructvla_ros.model.verify import EXACT, GRADIENT, TOLERANCES, verify  # noqa: E402
 
 
@@ -42,6 +43,21 @@ def test_every_array_of_the_plain_path(case):
 
 @pytest.mark.parametrize('case', doubles.CASES)
 def test_every_array_of_the_fast_path(case):
+    assert not wrong(verify(doubles.golden(case), fast=True, training=False))
+
+
+@pytest.mark.parametrize('case', ['wrist_stage1', 'state_stage2_reason'])
+def test_every_array_with_weights_packed_for_serving(case, monkeypatch):
+    if not can_pack(torch.float32):
+        pytest.skip('this build of torch does not multiply packed matrices')
+
+    def packed(path, **options):
+        bundle = load(path, **options)
+        lay_out_weights(bundle.model, pack_from=0)
+        assert bundle.model.vlm.decoder.layers[0].mlp.up_proj.weight is None
+        return bundle
+
+    monkeypatch.setattr('instructvla_ros.model.verify.load', packed)
     assert not wrong(verify(doubles.golden(case), fast=True, training=False))
 
 

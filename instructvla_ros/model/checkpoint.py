@@ -178,8 +178,17 @@ def locate(path: str | Path, revision: str = '') -> Path:
 
 
 def save(bundle: Bundle, folder: str | Path, *, origin: str = '', overwrite: bool = False) -> Path:
-    """Write a model in our format. See :func:`write`."""
+    """Write a model in our format. See :func:`write`.
+
+    Raises:
+        CheckpointError: the model was changed for serving and no longer has all of its weights.
+    """
     tensors = {k: v.detach().contiguous().cpu() for k, v in bundle.model.state_dict().items()}
+    if missing := sorted(parameter_shapes(bundle.config).keys() - tensors.keys()):
+        raise CheckpointError(
+            f'{len(missing)} weights ({missing[0]}, ...) are merged or packed for serving and cannot be saved: '
+            'load the checkpoint again and save that'
+        )
     return write(folder, bundle.config, tensors, bundle.statistics, bundle.tokenizer_file, origin, overwrite)
 
 

@@ -40,7 +40,7 @@ class ActionEmbed(nn.Module):
 
     def forward(self, steps: Tensor, t: Tensor) -> Tensor:
         """The time embedding comes first in the concatenation."""
-        action = self.linear_1(steps.to(self.linear_1.weight.dtype))
+        action = self.linear_1(steps.to(self.linear_1.bias.dtype))
         time = time_embedding(t, action.shape[-1])[:, None].expand(-1, action.shape[1], -1).to(action.dtype)
         mixed = torch.nn.functional.silu(self.linear_2(torch.cat((time, action), dim=-1)))
         out: Tensor = self.linear_3(mixed)
@@ -73,7 +73,7 @@ class FlowExpert(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
-        return self.action_embed.linear_1.weight.dtype
+        return self.action_embed.linear_1.bias.dtype
 
     def prefix(self, latent: Tensor, views: Tensor, proprio: Tensor | None) -> Tensor:
         """Tokens (B, P, d) that do not depend on the actions.

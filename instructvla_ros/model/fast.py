@@ -8,6 +8,7 @@ behind the latent queries are dropped; in 'block' mode the prefix of the expert 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,10 +19,11 @@ from .decoder import KVCache
 from .flow import integrate
 from .instructvla import InstructVLA
 from .lora import Gate, LoraLinear
+from .packed import PACKED_FROM, PackedLinear, can_pack
 from .realtime import Guide, sample_guided
 
 OnToken = Callable[[int], None]
-_SMALL_MATRIX = 1 << 20  # numbers
+_SMALL_MATRIX = 1 << 20  # numbers; larger ones stay in the file they are mapped from
 
 
 @dataclass
@@ -243,17 +245,37 @@ def merge_adapters(model: InstructVLA) -> None:
 
 
 @torch.no_grad()
-def lay_out_weights(model: InstructVLA) -> None:
-    """Store the matrices of a model in the order in which few rows are multiplied fastest, for serving.
+def lay_out_weights(model: InstructVLA, *, pack: bool = True, pack_from: int | None = None) -> None:
+    """Store the matrices of a model on a CPU in the order in which they are multiplied fastest, for serving.
 
-    Shapes and values stay. On a CPU in float32 a product of few rows with a small matrix that is stored by inputs takes
-    half the time of one that is stored by outputs; other matrices stay as they are, in the file they are mapped from.
+    Large ones are packed (:mod:`~.packed`): the model can no longer be trained or saved. In float32 the others, and
+    the output layer, which reads one row at a time, are stored by inputs: a product of few rows then takes half the
+    time. Values stay; results change by rounding.
+
+    Args:
+        pack: False: no matrix is packed.
+        pack_from: numbers in a matrix from which it is packed; None: :data:`~.packed.PACKED_FROM`.
     """
-    for module in model.modules():
-        names = ('weight', 'lora_a', 'lora_b') if isinstance(module, nn.Linear) else ()
-        for name in names:
-            weight = getattr(module, name, None)
-            if weight is None or weight.device.type != 'cpu' or weight.dtype != torch.float32:
+    number, head = model.vlm.dtype, model.vlm.lm_head
+    if model.device.type != 'cpu':
+        return
+    if pack_from is None:
+        pack_from = PACKED_FROM.get(number, sys.maxsize)
+    if not pack or not can_pack(number):
+        pack_from = sys.maxsize
+    # With a bias that wants a gradient oneDNN takes its slow reference kernel in bfloat16, unless under no_grad.
+    model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if not isinstance(layer, nn.Linear) or layer.weight is None:
                 continue
-            if weight.numel() <= _SMALL_MATRIX:
-                weight.data = weight.data.t().contiguous().t()
+            one_row = layer is head and number == torch.float32
+            if layer.weight.numel() >= pack_from and not one_row:
+                if not isinstance(layer, LoraLinear):
+                    setattr(parent, name, PackedLinear(layer))
+                    continue
+                layer.pack()
+            for key in ('weight', 'lora_a', 'lora_b'):
+                weight = getattr(layer, key, None)
+                if weight is not None and number == torch.float32 and (one_row or weight.numel() <= _SMALL_MATRIX):
+                    weight.data = weight.data.t().contiguous().t()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ADAPTED, Adapters
+from .packed import PackedLinear, multiply, pack
 
 Gate = Tensor | float | None
 """None: the base layer alone. float: every adapter with this factor. Tensor (B, N, count * rank): factor per token."""
@@ -31,6 +32,7 @@ class LoraLinear(nn.Linear):
         total = adapters.rank * adapters.count
         self.lora_a: nn.Parameter | None = nn.Parameter(torch.empty(total, inputs))
         self.lora_b: nn.Parameter | None = nn.Parameter(torch.empty(outputs, total))
+        self.packed: Tensor | None = None
         self.reset_adapters()
 
     def reset_adapters(self) -> None:
@@ -42,12 +44,24 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor, gate: Gate = None) -> Tensor:  # type: ignore[override]
         """x (B, N, in) -> (B, N, out)."""
-        base = F.linear(x, self.weight, self.bias)
+        base = self.base(x)
         if gate is None or self.lora_a is None or self.lora_b is None:
             return base
         dropped = F.dropout(x, self.dropout) if self.training else x
         ranks = F.linear(dropped, self.lora_a)
         return base + F.linear(ranks * gate, self.lora_b)
+
+    def base(self, x: Tensor) -> Tensor:
+        """x (B, N, in) -> (B, N, out) without adapters."""
+        if self.packed is not None:
+            return multiply(x, self.packed, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Keep the base weight only as :func:`~.packed.pack` stores it: for inference on a CPU."""
+        if self.packed is None:
+            self.packed = pack(self.weight)
+            self.register_parameter('weight', None)
 
     @torch.no_grad()
     def merge(self, factor: float) -> None:
@@ -59,10 +73,12 @@ class LoraLinear(nn.Linear):
             self.lora_a = self.lora_b = None
 
 
-def apply(layer: nn.Linear, x: Tensor, gate: Gate) -> Tensor:
+def apply(layer: nn.Linear | PackedLinear, x: Tensor, gate: Gate) -> Tensor:
     """Run a linear layer, with its adapters when it has some; no hooks, which cost as much as a small product."""
-    if gate is not None and isinstance(layer, LoraLinear):
-        return layer.forward(x, gate)
+    if isinstance(layer, LoraLinear):
+        return layer.base(x) if gate is None else layer.forward(x, gate)
+    if isinstance(layer, PackedLinear):
+        return multiply(x, layer.packed, layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 

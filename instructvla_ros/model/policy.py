@@ -49,10 +49,10 @@ def load(settings: PolicySettings, embodiment: Embodiment) -> InstructVLAPolicy:
     bundle = load_checkpoint(
         settings.checkpoint, device=device, dtype=number, mask=settings.mask or None, revision=settings.revision
     )
+    small = sum(p.numel() for p in bundle.model.parameters()) < _SMALL
     policy = InstructVLAPolicy(bundle, settings, embodiment)
-    if device.type == 'cpu' and 'OMP_NUM_THREADS' not in os.environ:
-        if sum(p.numel() for p in bundle.model.parameters()) < _SMALL:
-            torch.set_num_threads(1)
+    if small and device.type == 'cpu' and 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(1)
     if device.type == 'cuda' or settings.compile:
         policy.warm_up()
     log.info(
@@ -115,7 +115,7 @@ class InstructVLAPolicy:
         # More would pull beyond the chunk that is continued in the first step.
         self._beta = min(settings.realtime_beta, float(self._euler_steps))
         merge_adapters(bundle.model)
-        lay_out_weights(bundle.model)
+        lay_out_weights(bundle.model, pack=not settings.compile)
         self._engine = make_engine(bundle.model, settings.capture, settings.compile)
         self._lanes = make_lanes(self._engine, urgent='chunk')
         self._continuation = Continuation(
