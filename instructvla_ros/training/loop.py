@@ -86,7 +86,8 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     if options.checkpoint_activations and module.mixed and team.device.type == 'cpu':
         for decoder in (module.model.vlm.decoder, module.model.expert.decoder):
             decoder._layer = compute_alike(decoder._layer)  # type: ignore[method-assign]
-    optimizer = torch.optim.AdamW(_groups(module, options), options.lr, (0.9, options.beta2))
+    # Fused: one pass over every weight instead of ten.
+    optimizer = torch.optim.AdamW(_groups(module, options), options.lr, (0.9, options.beta2), fused=True)
     average = Average(module, options.ema)
     first, best = _restore(state, team, optimizer, average) if state else (0, math.inf)
     wrapped, optimizer = team.prepare(optimizer)
