@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import model_doubles as doubles
+import numpy as np
 import pytest
 
 doubles.needs_model()
@@ -15,6 +16,7 @@ from instructvla_ros.model.checkpoint import save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.fast import FastPath, lay_out_weights  # noqa: E402
 from instructvla_ros.model.packed import PackedLinear, can_pack  # noqa: E402
+from instructvla_ros.model.realtime import Guide  # noqa: E402
 
 CLOSE = {'rtol': 1e-4, 'atol': 2e-5}
 VARIANTS = {
@@ -100,6 +102,37 @@ def test_a_packed_product_is_the_product(number, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(number)
     with torch.no_grad():
         torch.testing.assert_close(PackedLinear(layer)(x), layer(x))
+
+
+def test_a_packed_product_passes_gradients_on():
+    if not can_pack(torch.float32):
+        pytest.skip('this build of torch does not multiply packed matrices')
+    layer = torch.nn.Linear(96, 64).requires_grad_(False)
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    found = []
+    for way in (layer, PackedLinear(layer)):
+        start = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(way(start).square().sum(), start)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('whole_expert', [False, True])
+@pytest.mark.filterwarnings('error::UserWarning')  # torch only warns when it loses a gradient
+def test_guided_chunks_are_the_same_with_packed_weights(whole_expert, tmp_path):
+    if not can_pack(torch.float32):
+        pytest.skip('this build of torch does not multiply packed matrices')
+    bundle = doubles.small_bundle(tmp_path / 'small')
+    model, config = bundle.model, bundle.config
+    _, views, proprio, noise = doubles.inputs(config, 1)
+    latent = torch.randn(1, config.queries, config.language.hidden_size, generator=torch.Generator().manual_seed(1))
+    guide = Guide(np.full((config.horizon, 7), 0.4, np.float32), delay_steps=2, execution_steps=4, beta=5.0)
+    expected = FastPath(model).chunk(latent, views, proprio, noise, guide=guide)
+    free = FastPath(model).chunk(latent, views, proprio, noise)
+    lay_out_weights(model, pack_from=0, expert=not whole_expert)
+    assert isinstance(model.expert.head[0], torch.nn.Linear) == whole_expert
+    found = FastPath(model).chunk(latent, views, proprio, noise, guide=guide)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert float((free - expected).abs().max()) > 1e-3
 
 
 def test_nothing_is_packed_where_torch_cannot(tmp_path, monkeypatch):

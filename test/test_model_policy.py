@@ -22,6 +22,7 @@ from instructvla_ros.model.checkpoint import convert, save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.device import pick_device  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
+from instructvla_ros.model.packed import PackedLinear, can_pack  # noqa: E402
 from instructvla_ros.model.policy import InstructVLAPolicy  # noqa: E402
 from instructvla_ros.policy import (  # noqa: E402
     BatchPolicy,
@@ -110,6 +111,17 @@ def test_the_checkpoint_says_how_many_euler_steps_unless_the_settings_do(bundle,
         made.infer(observation(embodiment, stamp=200_001_000), None)
     assert [steps for steps, _ in asked] == [10, 10, 3, 3, 7, 7]
     assert [guide.beta for _, guide in asked if guide is not None] == [5.0, 3.0, 5.0]  # never beyond the steps
+
+
+@pytest.mark.parametrize(('realtime', 'packed'), [('off', True), ('guided', False)])
+def test_guided_chunks_need_the_derivative_of_the_expert(realtime, packed, tmp_path, embodiment, monkeypatch):
+    if not can_pack(torch.float32):
+        pytest.skip('this build of torch does not multiply packed matrices')
+    monkeypatch.setattr('instructvla_ros.model.fast.PACKED_FROM', {torch.float32: 0})
+    own = doubles.small_bundle(tmp_path / 'small')
+    InstructVLAPolicy(own, settings(realtime=realtime), embodiment)
+    assert isinstance(own.model.expert.head[0], PackedLinear) == packed
+    assert own.model.vlm.decoder.layers[0].mlp.up_proj.weight is None
 
 
 def test_prepared_pictures_are_used_once_and_change_nothing(embodiment, policy, monkeypatch):

@@ -245,7 +245,9 @@ def merge_adapters(model: InstructVLA) -> None:
 
 
 @torch.no_grad()
-def lay_out_weights(model: InstructVLA, *, pack: bool = True, pack_from: int | None = None) -> None:
+def lay_out_weights(
+    model: InstructVLA, *, pack: bool = True, expert: bool = True, pack_from: int | None = None
+) -> None:
     """Store the matrices of a model on a CPU in the order in which they are multiplied fastest, for serving.
 
     Large ones are packed (:mod:`~.packed`): the model can no longer be trained or saved. In float32 the others, and
@@ -253,7 +255,8 @@ def lay_out_weights(model: InstructVLA, *, pack: bool = True, pack_from: int | N
     time. Values stay; results change by rounding.
 
     Args:
-        pack: False: no matrix is packed.
+        pack: False: no matrix is packed. expert: False: none of the action expert, for guided chunks, which need its
+            derivative.
         pack_from: numbers in a matrix from which it is packed; None: :data:`~.packed.PACKED_FROM`.
     """
     number, head = model.vlm.dtype, model.vlm.lm_head
@@ -265,12 +268,13 @@ def lay_out_weights(model: InstructVLA, *, pack: bool = True, pack_from: int | N
         pack_from = sys.maxsize
     # With a bias that wants a gradient oneDNN takes its slow reference kernel in bfloat16, unless under no_grad.
     model.requires_grad_(False)
+    whole = set() if expert else set(model.expert.modules())
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if not isinstance(layer, nn.Linear) or layer.weight is None:
                 continue
             one_row = layer is head and number == torch.float32
-            if layer.weight.numel() >= pack_from and not one_row:
+            if layer.weight.numel() >= pack_from and not one_row and layer not in whole:
                 if not isinstance(layer, LoraLinear):
                     setattr(parent, name, PackedLinear(layer))
                     continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 PACKED_FROM = {torch.float32: 1 << 18, torch.bfloat16: 1 << 14}
 """Numbers in a matrix from which packing pays, by number format; others are not packed."""
@@ -32,7 +33,12 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., in) times a packed matrix (out, in), plus bias (out,): (..., out)."""
+    """x (..., in) times a packed matrix (out, in), plus bias (out,): (..., out).
+
+    The packed product has no derivative: where x wants a gradient the matrix is unpacked, which takes longer.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        return F.linear(x, packed.to_dense(), bias)
     out: Tensor = _mkldnn._linear_pointwise(x, packed, bias, 'none', [], '')
     return out
 

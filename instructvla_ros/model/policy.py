@@ -115,7 +115,7 @@ class InstructVLAPolicy:
         # More would pull beyond the chunk that is continued in the first step.
         self._beta = min(settings.realtime_beta, float(self._euler_steps))
         merge_adapters(bundle.model)
-        lay_out_weights(bundle.model, pack=not settings.compile)
+        lay_out_weights(bundle.model, pack=not settings.compile, expert=settings.realtime != 'guided')
         self._engine = make_engine(bundle.model, settings.capture, settings.compile)
         self._lanes = make_lanes(self._engine, urgent='chunk')
         self._continuation = Continuation(
