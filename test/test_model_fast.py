@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import model_doubles as doubles
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from instructvla_ros.errors import CheckpointError  # noqa: E402
 from instructvla_ros.model.checkpoint import save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.fast import FastPath, lay_out_weights  # noqa: E402
-from instructvla_ros.model.packed import PackedLinear, can_pack  # noqa: E402
+from instructvla_ros.model.packed import PackedLinear, can_pack, pays_from  # noqa: E402
 from instructvla_ros.model.realtime import Guide  # noqa: E402
 
 CLOSE = {'rtol': 1e-4, 'atol': 2e-5}
@@ -133,6 +135,13 @@ def test_guided_chunks_are_the_same_with_packed_weights(whole_expert, tmp_path):
     found = FastPath(model).chunk(latent, views, proprio, noise, guide=guide)
     torch.testing.assert_close(found, expected, **CLOSE)
     assert float((free - expected).abs().max()) > 1e-3
+
+
+def test_nothing_is_packed_where_it_was_not_found_to_pay(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
+    assert pays_from(torch.float32) == pays_from(torch.bfloat16) == sys.maxsize
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX512')
+    assert pays_from(torch.bfloat16) < pays_from(torch.float32) < 1 << 20 and pays_from(torch.float16) == sys.maxsize
 
 
 def test_nothing_is_packed_where_torch_cannot(tmp_path, monkeypatch):

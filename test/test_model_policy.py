@@ -117,7 +117,7 @@ def test_the_checkpoint_says_how_many_euler_steps_unless_the_settings_do(bundle,
 def test_guided_chunks_need_the_derivative_of_the_expert(realtime, packed, tmp_path, embodiment, monkeypatch):
     if not can_pack(torch.float32):
         pytest.skip('this build of torch does not multiply packed matrices')
-    monkeypatch.setattr('instructvla_ros.model.fast.PACKED_FROM', {torch.float32: 0})
+    monkeypatch.setattr('instructvla_ros.model.fast.pays_from', lambda number: 0)
     own = doubles.small_bundle(tmp_path / 'small')
     InstructVLAPolicy(own, settings(realtime=realtime), embodiment)
     assert isinstance(own.model.expert.head[0], PackedLinear) == packed

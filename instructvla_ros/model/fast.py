@@ -19,7 +19,7 @@ from .decoder import KVCache
 from .flow import integrate
 from .instructvla import InstructVLA
 from .lora import Gate, LoraLinear
-from .packed import PACKED_FROM, PackedLinear, can_pack
+from .packed import PackedLinear, can_pack, pays_from
 from .realtime import Guide, sample_guided
 
 OnToken = Callable[[int], None]
@@ -257,13 +257,13 @@ def lay_out_weights(
     Args:
         pack: False: no matrix is packed. expert: False: none of the action expert, for guided chunks, which need its
             derivative.
-        pack_from: numbers in a matrix from which it is packed; None: :data:`~.packed.PACKED_FROM`.
+        pack_from: numbers in a matrix from which it is packed; None: :func:`~.packed.pays_from`.
     """
     number, head = model.vlm.dtype, model.vlm.lm_head
     if model.device.type != 'cpu':
         return
     if pack_from is None:
-        pack_from = PACKED_FROM.get(number, sys.maxsize)
+        pack_from = pays_from(number)
     if not pack or not can_pack(number):
         pack_from = sys.maxsize
     # With a bias that wants a gradient oneDNN takes its slow reference kernel in bfloat16, unless under no_grad.

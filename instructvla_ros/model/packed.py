@@ -7,12 +7,13 @@ product takes 12 microseconds more.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PACKED_FROM = {torch.float32: 1 << 18, torch.bfloat16: 1 << 14}
-"""Numbers in a matrix from which packing pays, by number format; others are not packed."""
+_PAYS_FROM = {torch.float32: 1 << 18, torch.bfloat16: 1 << 14}  # numbers in a matrix, on a CPU with AVX-512
 
 _mkldnn = torch.ops.mkldnn  # what torch.compile itself uses for linear layers on a CPU
 
@@ -24,6 +25,14 @@ def can_pack(dtype: torch.dtype) -> bool:
         return bool((multiply(x, pack(weight), None) == 64).all())
     except (AttributeError, RuntimeError):  # another build of torch, or no such kernel
         return False
+
+
+def pays_from(dtype: torch.dtype) -> int:
+    """Numbers in a matrix of a format from which packing pays on this machine; ``sys.maxsize`` where none does.
+
+    Without AVX-512 a product of many rows may be slower packed than by rows: there nothing pays.
+    """
+    return _PAYS_FROM.get(dtype, sys.maxsize) if 'AVX512' in torch.backends.cpu.get_cpu_capability() else sys.maxsize
 
 
 def pack(weight: Tensor) -> Tensor:
