@@ -42,6 +42,16 @@ def needs_model() -> None:
     torch.set_num_threads(1)  # models this small only lose time to threads
 
 
+def needs_packing(number: str = 'float32') -> None:
+    """Skip the calling test where torch does not multiply packed matrices of a number format."""
+    import torch
+
+    from instructvla_ros.model.packed import can_pack
+
+    if not can_pack(getattr(torch, number)):
+        pytest.skip(f'torch does not multiply packed matrices of {number} here')
+
+
 def golden(case: str) -> Path:
     """Folder of a golden case; two are in the repository, the others only where the full set is at hand."""
     for root in (GOLDEN, SHARED):

@@ -67,8 +67,7 @@ def test_weights_laid_out_for_serving_are_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_packed_weights_give_the_same_and_cannot_be_saved(variant, tmp_path):
-    if not can_pack(torch.float32):
-        pytest.skip('this build of torch does not multiply packed matrices')
+    doubles.needs_packing()
     bundle = doubles.small_bundle(tmp_path / 'small', **VARIANTS[variant])
     model, config = bundle.model, bundle.config
     pixels, views, proprio, noise = doubles.inputs(config, 2)
@@ -95,20 +94,18 @@ def test_packed_weights_give_the_same_and_cannot_be_saved(variant, tmp_path):
     assert not (tmp_path / 'again').exists()
 
 
-@pytest.mark.parametrize('number', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('number', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('shape', [(1, 96), (2, 5, 96), (0, 96)])
 def test_a_packed_product_is_the_product(number, shape):
-    if not can_pack(number):
-        pytest.skip(f'this machine does not multiply packed matrices of {number}')
-    layer = torch.nn.Linear(96, 64).to(number)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(number)
+    doubles.needs_packing(number)
+    layer = torch.nn.Linear(96, 64).to(getattr(torch, number))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(layer.weight.dtype)
     with torch.no_grad():
         torch.testing.assert_close(PackedLinear(layer)(x), layer(x))
 
 
 def test_a_packed_product_passes_gradients_on():
-    if not can_pack(torch.float32):
-        pytest.skip('this build of torch does not multiply packed matrices')
+    doubles.needs_packing()
     layer = torch.nn.Linear(96, 64).requires_grad_(False)
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
     found = []
@@ -121,8 +118,7 @@ def test_a_packed_product_passes_gradients_on():
 @pytest.mark.parametrize('whole_expert', [False, True])
 @pytest.mark.filterwarnings('error::UserWarning')  # torch only warns when it loses a gradient
 def test_guided_chunks_are_the_same_with_packed_weights(whole_expert, tmp_path):
-    if not can_pack(torch.float32):
-        pytest.skip('this build of torch does not multiply packed matrices')
+    doubles.needs_packing()
     bundle = doubles.small_bundle(tmp_path / 'small')
     model, config = bundle.model, bundle.config
     _, views, proprio, noise = doubles.inputs(config, 1)

@@ -23,7 +23,6 @@ from instructvla_ros.model.checkpoint import convert, load, save  # noqa: E402
 from instructvla_ros.model.choose import choose_mask  # noqa: E402
 from instructvla_ros.model.fast import FastPath, lay_out_weights, merge_adapters  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
-from instructvla_ros.model.packed import can_pack  # noqa: E402
 from instructvla_ros.model.verify import EXACT, GRADIENT, TOLERANCES, verify  # noqa: E402
 
 
@@ -48,8 +47,7 @@ def test_every_array_of_the_fast_path(case):
 
 @pytest.mark.parametrize('case', ['wrist_stage1', 'state_stage2_reason'])
 def test_every_array_with_weights_packed_for_serving(case, monkeypatch):
-    if not can_pack(torch.float32):
-        pytest.skip('this build of torch does not multiply packed matrices')
+    doubles.needs_packing()
 
     def packed(path, **options):
         bundle = load(path, **options)

@@ -22,7 +22,7 @@ from instructvla_ros.model.checkpoint import convert, save  # noqa: E402
 from instructvla_ros.model.config import Adapters  # noqa: E402
 from instructvla_ros.model.device import pick_device  # noqa: E402
 from instructvla_ros.model.images import dino_pixels, join_views, siglip_pixels  # noqa: E402
-from instructvla_ros.model.packed import PackedLinear, can_pack  # noqa: E402
+from instructvla_ros.model.packed import PackedLinear  # noqa: E402
 from instructvla_ros.model.policy import InstructVLAPolicy  # noqa: E402
 from instructvla_ros.policy import (  # noqa: E402
     BatchPolicy,
@@ -115,8 +115,7 @@ def test_the_checkpoint_says_how_many_euler_steps_unless_the_settings_do(bundle,
 
 @pytest.mark.parametrize(('realtime', 'packed'), [('off', True), ('guided', False)])
 def test_guided_chunks_need_the_derivative_of_the_expert(realtime, packed, tmp_path, embodiment, monkeypatch):
-    if not can_pack(torch.float32):
-        pytest.skip('this build of torch does not multiply packed matrices')
+    doubles.needs_packing()
     monkeypatch.setattr('instructvla_ros.model.fast.pays_from', lambda number: 0)
     own = doubles.small_bundle(tmp_path / 'small')
     InstructVLAPolicy(own, settings(realtime=realtime), embodiment)

@@ -61,7 +61,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.packed = pack(layer.weight)
         self.bias = layer.bias
 
