@@ -29,9 +29,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--out', type=Path, default=Path('runs/tiny'))
-    add('--scenes', type=int, default=10000, help='pictures of scenes for stage 0')
+    add('--scenes', type=int, default=10000, help='pictures of scenes for stage 0; as many more of things alike')
     add('--demonstrations', type=int, default=900)
     add('--alike', type=int, default=300, help='more of them, among things of the colour of the target')
+    add('--twins', type=int, default=400, help='more of them, beside the same thing in another size')
     add('--workers', type=int, default=os.cpu_count() or 1, help='processes that make demonstrations')
     add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
     add('--set', nargs='+', default=[], metavar='STAGE.KEY=VALUE', help='for example stage1.steps=100')
@@ -42,20 +43,27 @@ def main(argv: list[str] | None = None) -> int:
     """Make what is missing; 130 when interrupted."""
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    still, demos, alike = (args.out / 'data' / name for name in ('still', 'demonstrations', 'alike'))
-    scenes = jobs(('pick', 'put', 'put'), args.scenes, 100_000, still=True)
-    plain = jobs(('pick', 'put'), args.demonstrations)
-    colour = jobs(('pick', 'put'), args.alike, 2000, alike=ALIKE)
+    acts, looks, half = ('pick', 'put'), ('pick', 'put', 'put'), args.scenes // 2
+    wanted = {
+        'still': jobs(looks, args.scenes, 100_000, still=True),
+        'still_alike': jobs(looks, half, 200_000, still=True, alike=ALIKE),
+        'still_twins': jobs(looks, half, 300_000, still=True, alike=ALIKE, twins=True),
+        'demonstrations': jobs(acts, args.demonstrations),
+        'alike': jobs(acts, args.alike, 2000, alike=ALIKE),
+        'twins': jobs(acts, args.twins, 10_000, alike=ALIKE, twins=True),
+    }
+    folders = {name: args.out / 'data' / name for name in wanted}
+    still = [folders[n] for n in wanted if n.startswith('still')]
+    motion = [folder for folder in folders.values() if folder not in still]
     try:
-        part(args.out, 'scenes', lambda: make(still, scenes, args.workers))
-        part(args.out, 'demonstrations', lambda: make(demos, plain, args.workers))
-        part(args.out, 'alike', lambda: make(alike, colour, args.workers))
+        for name, jobs_ in wanted.items():
+            part(args.out, name, lambda n=name, j=jobs_: make(folders[n], j, args.workers))
         runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
         for name, data, init in (
-            ('words', [still], None),
-            ('pointing', [still, demos, alike], runs['words'] / 'checkpoint'),
-            ('stage1', [demos, alike], runs['pointing'] / 'checkpoint'),
-            ('stage2', [demos, alike, still], runs['stage1'] / 'checkpoint'),
+            ('words', still, None),
+            ('pointing', [*still, *motion], runs['words'] / 'checkpoint'),
+            ('stage1', motion, runs['pointing'] / 'checkpoint'),
+            ('stage2', [*motion, *still], runs['stage1'] / 'checkpoint'),
         ):
             part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))
     except KeyboardInterrupt:
@@ -103,7 +111,7 @@ def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argpa
 
     torch.set_num_threads(args.threads)
     # Sentences need many scenes, and motion needs motion: by frames alone, pictures of scenes would be one in nine.
-    changes = ['shares=[0.3,0.25,0.45]'] if name == 'stage2' else []
+    changes = ['shares=[0.25,0.15,0.15,0.2,0.1,0.15]'] if name == 'stage2' else []
     changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
     options = read_options(f'tiny_{name}', [str(d) for d in data], str(init) if init else '', changes)
     if train(options, out).interrupted:

@@ -66,3 +66,16 @@ def test_labels_of_a_demonstration_are_plans_without_the_noise(made: Dataset) ->
     assert at[-1, 2] - at[0, 2] > 0.05
     seen = episode.extras['points_third_person'][0]
     assert ((seen >= 0.0) & (seen <= 1.0)).all(), 'the table is in the picture'
+
+
+def test_scenes_with_the_same_thing_in_another_size_are_found() -> None:
+    found = gen.jobs(('pick', 'put'), 6, 700_000, still=True, alike=ALIKE, twins=True)
+    assert len({j.id for j in found}) == 6 and {j.task for j in found} == {'pick', 'put'}
+    for job in found:
+        assert job.still and job.alike == ALIKE
+        task = training_task(job.task, job.seed, job.alike)
+        kinds = {o.name: (o.category, o.color, o.size) for o in task.scene.objects}
+        target = kinds.pop(task.target)
+        twins = [k for k in kinds.values() if k[:2] == target[:2]]
+        assert twins and all(k[2] != target[2] for k in twins)
+        assert target[2] in task.instruction.split()  # or nobody could tell them apart

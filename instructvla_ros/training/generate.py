@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -51,10 +52,28 @@ class Made:
 
 
 def jobs(
-    tasks: Sequence[str], count: int, first_seed: int = 0, still: bool = False, alike: float = 0.0
+    tasks: Sequence[str],
+    count: int,
+    first_seed: int = 0,
+    still: bool = False,
+    alike: float = 0.0,
+    twins: bool = False,
 ) -> list[Job]:
-    """``count`` jobs, the tasks in turn."""
-    return [Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in range(count)]
+    """``count`` jobs, the tasks in turn.
+
+    Args:
+        twins: only seeds of scenes where something differs from the target in nothing but its size (one in six).
+    """
+    wanted = (Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in itertools.count())
+    return list(itertools.islice(filter(_has_twin, wanted) if twins else wanted, count))
+
+
+def _has_twin(job: Job) -> bool:
+    from .demonstrations import training_task
+
+    task = training_task(job.task, job.seed, job.alike)
+    kinds = {o.name: (o.category, o.color) for o in task.scene.objects}
+    return list(kinds.values()).count(kinds[task.target]) > 1
 
 
 def generate(out: str | Path, wanted: Iterable[Job], workers: int = 0, progress: bool = True) -> Made:
