@@ -282,7 +282,7 @@ class JointReader:
 
     @staticmethod
     def _require_finite(values: Array, names: Sequence[str], what: str) -> None:
-        for name, value in zip(names, values, strict=True):
+        for name, value in zip(names, values.tolist(), strict=True):
             if not math.isfinite(value):
                 raise ObservationError(f'joint state: {what} of {name} is {value}')
 

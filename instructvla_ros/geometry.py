@@ -67,19 +67,21 @@ def _rotation(values: Array, convention: RotationConvention) -> Rotation:
 def apply_delta(
     matrix: Array, delta: ArrayLike, frame: DeltaFrame = 'base', convention: RotationConvention = 'rpy'
 ) -> Array:
-    """Pose (4, 4) moved by a delta (6,) dx dy dz [m], rotation [rad].
+    """Pose (4, 4) moved by a delta (6,) dx dy dz [m], rotation [rad]; or N of both, (N, 4, 4) and (N, 6).
 
     frame 'base': p' = p + d, R' = dR R. frame 'tool': p' = p + R d, R' = R dR.
     """
     d = np.asarray(delta, dtype=np.float64)
-    rot = _rotation(d[3:6], convention).as_matrix()
-    out = np.eye(4)
+    rot = _rotation(d[..., 3:6], convention).as_matrix()
+    turn = matrix[..., :3, :3]
+    out = np.zeros(matrix.shape)
+    out[..., 3, 3] = 1.0
     if frame == 'base':
-        out[:3, 3] = matrix[:3, 3] + d[:3]
-        out[:3, :3] = rot @ matrix[:3, :3]
+        out[..., :3, 3] = matrix[..., :3, 3] + d[..., :3]
+        out[..., :3, :3] = rot @ turn
     elif frame == 'tool':
-        out[:3, 3] = matrix[:3, 3] + matrix[:3, :3] @ d[:3]
-        out[:3, :3] = matrix[:3, :3] @ rot
+        out[..., :3, 3] = matrix[..., :3, 3] + (turn @ d[..., :3, None])[..., 0]
+        out[..., :3, :3] = turn @ rot
     else:
         raise ValueError(f"delta frame {frame!r}: use 'base' or 'tool'")
     return out

@@ -42,6 +42,8 @@ _YUV = {
 COLOR_ENCODINGS: tuple[str, ...] = (*_PLAIN, *_BAYER, *_YUV)
 """Every encoding :func:`to_rgb` understands."""
 _MAX_PIXELS = 2**27  # 134 million; beyond that a header is broken, not a camera
+MAX_DECODED = 64_000_000
+"""Pixels of a compressed picture from which it counts as made to exhaust memory."""
 
 
 def to_rgb(
@@ -146,7 +148,7 @@ def decode(data: Any, format_: str = '') -> Image:
         format_: the field of sensor_msgs/CompressedImage, used to refuse depth images by name.
 
     Raises:
-        ObservationError: not an image, or depth.
+        ObservationError: not an image, depth, or of more than :data:`MAX_DECODED` pixels.
     """
     from PIL import Image as Pillow
 
@@ -156,6 +158,10 @@ def decode(data: Any, format_: str = '') -> Image:
         with Pillow.open(io.BytesIO(bytes(data)), formats=('JPEG', 'PNG')) as image:
             if image.mode.startswith(('I', 'F')):
                 raise ObservationError(f'compressed image with {image.mode} samples is depth, not colours')
+            if image.width * image.height > MAX_DECODED:
+                raise ObservationError(
+                    f'compressed image of {image.width} x {image.height} pixels, allowed are {MAX_DECODED}'
+                )
             return np.array(image.convert('RGB'))
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as err:
         raise ObservationError(

@@ -140,6 +140,15 @@ class Synchronizer:
 
     def latest(self, now_ns: int, instruction: str = '') -> Observation | Stale:
         """Newest complete observation at ``now_ns`` (clock of the header stamps), or why there is none."""
+        found = self.wanted(now_ns, lambda stamp_ns: True, instruction)
+        assert found is not None
+        return found
+
+    def wanted(self, now_ns: int, want: Callable[[int], bool], instruction: str = '') -> Observation | Stale | None:
+        """The same, put together only when ``want`` says so of its stamp [ns], else None.
+
+        For whoever takes few of many: kinematics and angles cost most of an observation.
+        """
         limit = self._settings.max_view_age
         with self._lock:
             problem = self._silent_view(now_ns)
@@ -163,6 +172,8 @@ class Synchronizer:
             scene: SceneState | Stale | None = self._scene_at(stamp, now_ns) if self._privileged else None
             if isinstance(scene, Stale):
                 return scene
+            if not want(stamp):
+                return None
             tcp = self._forward(state.q)  # inside the lock: kinematics libraries work on shared buffers
         return Observation(
             stamp_ns=stamp,

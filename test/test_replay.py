@@ -15,7 +15,7 @@ from instructvla_ros.evaluation import replay_trace
 from instructvla_ros.evaluation.replay import ReplayOptions, replay
 from instructvla_ros.evaluation.replay_bag import BagRecording
 from instructvla_ros.evaluation.replay_compare import compare, interval, reproduces
-from instructvla_ros.evaluation.replay_judge import RemoteJudge
+from instructvla_ros.evaluation.replay_judge import JudgeProcess, RemoteJudge
 from instructvla_ros.evaluation.replay_limits import Limit, Limits, check, junit, load_limits, numbers
 from instructvla_ros.evaluation.replay_metrics import match_events, summarize, switch_events, word_f1
 from instructvla_ros.evaluation.replay_policies import RecordedPolicy
@@ -40,10 +40,12 @@ def episode_recording(frames: int = FRAMES) -> EpisodeRecording:
     return EpisodeRecording(episode, meta, doubles.embodiment())
 
 
-def run(source, policy=None, options: ReplayOptions | None = None, **settings):
+def run(source, policy=None, options: ReplayOptions | None = None, judging: JudgeProcess | None = None, **settings):
     chosen = doubles.settings(**settings)
     policy = policy or RecordedPolicy(source, chosen, kinematics=doubles.kinematics())
-    return replay(source, policy, chosen, doubles.control(), options, kinematics=doubles.kinematics())
+    return replay(
+        source, policy, chosen, doubles.control(), options, kinematics=doubles.kinematics(), judging=judging
+    )
 
 
 @pytest.fixture(scope='module')
@@ -303,15 +305,20 @@ def test_junit_counts_and_survives_odd_names() -> None:
 def test_the_controller_may_judge_in_a_process_of_its_own(bag: Path) -> None:
     """Everything is as before, verdicts and refusals too."""
     traces = []
-    for separate in (False, True):
+    process = JudgeProcess()
+    for judging in (None, process, process):
         with BagRecording(bag, doubles.embodiment()) as source:
             good = RecordedPolicy(source, doubles.settings(), kinematics=doubles.kinematics())
             policy = doubles.Planted(good, _too_fast)
-            traces.append(run(source, policy, ReplayOptions(separate=separate)))
-    here, there = traces
-    assert here.verdicts and here.verdicts == there.verdicts
-    assert [c.refused for c in here.chunks] == [c.refused for c in there.chunks]
-    assert [c.chunk.steps.tobytes() for c in here.chunks] == [c.chunk.steps.tobytes() for c in there.chunks]
+            traces.append(run(source, policy, judging=judging))
+    here = traces[0]
+    assert here.verdicts
+    for there in traces[1:]:  # the process is used again
+        assert here.verdicts == there.verdicts
+        assert [c.refused for c in here.chunks] == [c.refused for c in there.chunks]
+        assert [c.chunk.steps.tobytes() for c in here.chunks] == [c.chunk.steps.tobytes() for c in there.chunks]
+    process.close()
+    assert not process.usable and process.process.returncode is not None
 
 
 def _too_fast(chunk):
@@ -321,15 +328,26 @@ def _too_fast(chunk):
 
 
 def test_a_judge_that_dies_is_named_and_nothing_hangs() -> None:
-    judge = RemoteJudge(doubles.embodiment(), doubles.control())
-    judge._process.kill()
+    process = JudgeProcess()
+    judge = RemoteJudge(doubles.embodiment(), doubles.control(), process)
+    process.process.kill()
     for k in range(2000):
         judge.advance(k * 10_000_000)
     with pytest.raises(SetupError, match='judges the chunks'):
         judge.finish()
-    judge.close()
-    broken = RemoteJudge(doubles.embodiment(), doubles.control())
+    assert not process.usable
+    process = JudgeProcess()
+    broken = RemoteJudge(doubles.embodiment(), doubles.control(), process)
     broken.state('not a state')  # type: ignore[arg-type]
     broken.advance(0)
     with pytest.raises(SetupError, match='Traceback'):
         broken.finish()
+    assert not process.usable
+
+
+def test_a_process_in_the_middle_of_a_recording_is_not_used_again() -> None:
+    process = JudgeProcess()
+    judge = RemoteJudge(doubles.embodiment(), doubles.control(), process)
+    judge.advance(0)
+    judge.close()
+    assert not process.usable

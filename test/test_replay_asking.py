@@ -9,7 +9,7 @@ import pytest
 
 from instructvla_ros.datatypes import Act
 from instructvla_ros.errors import ObservationError
-from instructvla_ros.evaluation.replay_asking import ALONE, Asking, WaitingJudge
+from instructvla_ros.evaluation.replay_asking import ALONE, FIRST, Asking, WaitingJudge
 
 
 class Diary:
@@ -72,6 +72,37 @@ def test_many_are_asked_at_once_behind_the_first_few_and_answered_in_order():
     assert [words for _, words, _ in policy.asked] == ['words about 0'] * (ALONE + 1) + [second] * (ALONE + 4)
     # How long it takes is known of those that were asked alone.
     assert [isfinite(a.infer) for a in got] == 2 * (ALONE * [True] + 2 * [False]) + [True]
+
+
+def test_the_policy_has_something_to_do_soon():
+    policy, got = Fast(), []
+    asking = Asking(policy, together=3 * FIRST)
+    for k in range(8 * FIRST):
+        asking.ask(k, k == 0, got.append)
+        if k == 2 * FIRST:
+            assert policy.asked  # it does not wait for as many as it can
+    asking.settle()
+    assert [len(many) for many in policy.many] == [FIRST - ALONE, 2 * FIRST, 3 * FIRST - ALONE, 2 * FIRST - ALONE]
+    asking.forget()  # another instruction: the same from the beginning
+    for k in range(FIRST):
+        asking.ask(k, k == 0, got.append)
+    asking.settle()
+    asking.close()
+    assert len(policy.many[-1]) == FIRST - ALONE and len(got) == 9 * FIRST
+
+
+def test_what_was_asked_behind_a_failure_is_not_answered():
+    policy, got = Slow(), []
+    policy.go.set()
+    asking = Asking(policy)
+    try:
+        asking.ask('broken', False, got.append)
+        with pytest.raises(ObservationError, match='cannot see'):
+            asking.ask('next', False, got.append)
+        asking.settle()
+        assert not got
+    finally:
+        asking.close()
 
 
 def test_the_judge_hears_of_several_chunks_in_their_order():

@@ -13,7 +13,7 @@ from .. import decoding
 from ..datatypes import Image, Verdict
 from ..errors import ObservationError
 from ..geometry import Array
-from .episodes import MAX_PIXELS
+from ..imaging import MAX_DECODED as MAX_PIXELS
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 JOINT_STATE, CAMERA_INFO = 'sensor_msgs/msg/JointState', 'sensor_msgs/msg/CameraInfo'
@@ -63,9 +63,10 @@ class Picture:
         Raises:
             ObservationError: size and data do not fit together, not decodable, or no colours.
         """
+        if self.compressed:
+            return decoding.compressed_from_msg(self._message)
         self.size  # noqa: B018 - a picture made to exhaust memory is refused before it is decoded
-        decode = decoding.compressed_from_msg if self.compressed else decoding.image_from_msg
-        return decode(self._message)
+        return decoding.image_from_msg(self._message)
 
     def encoded(self) -> bytes | None:
         """JPEG or PNG bytes as they were recorded, or None for a raw image."""

@@ -21,13 +21,13 @@ from PIL import Image as PilImage
 
 from ..datatypes import Image
 from ..errors import DataError
+from ..imaging import MAX_DECODED as MAX_PIXELS
 from ..wording import defuse
 from .jsonscan import load, records
 from .prompts import Message
 
 IMAGE_MARK = '<image>'
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')
-MAX_PIXELS = 64_000_000
 ROLES = {'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant'}
 IN_A_ROW = 20
 """Samples that may fail one after the other before the source counts as broken."""

@@ -24,12 +24,12 @@ from PIL import Image as PilImage
 from ..datatypes import PROPRIO_DIM, STEP_DIM, Image
 from ..errors import DataError
 from ..geometry import Array
+from ..imaging import MAX_DECODED as MAX_PIXELS
 
 FORMAT = 'instructvla_ros/episodes/1'
 META, INDEX, FOLDER = 'meta.json', 'index.jsonl', 'episodes'
 _ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,120}')
 _EXTRA, _VIEW = 'extra/', 'view/'
-MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)

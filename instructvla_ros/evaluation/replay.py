@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from math import isfinite
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ from ..observing import Pacer, Stale, Synchronizer
 from ..policy import Policy, PreparingPolicy
 from ..settings import Control, PolicySettings
 from .replay_asking import TOGETHER, Answer, Asking, WaitingJudge
-from .replay_judge import Judge, RemoteJudge
+from .replay_judge import Judge, JudgeProcess, RemoteJudge
 from .replay_source import (
     ChunkEvent,
     Event,
@@ -53,7 +52,6 @@ class ReplayOptions:
             controller, on the clock of the recording [s]. judge: run the controller in dry-run.
         at: 'rate' asks the policy at its own rate, 'recorded' for exactly the observations that the recorded chunks
             rest on. stamps: ask it for exactly these observations [ns]. start, duration: part of the recording [s].
-        separate: run the controller in a process of its own, with the same result; it costs a second to start.
         together: observations that a policy which can is asked about at once; 1: one after the other, as on the robot.
     """
 
@@ -64,7 +62,6 @@ class ReplayOptions:
     start: float = 0.0
     duration: float = float('inf')
     stamps: frozenset[int] | None = None
-    separate: bool = False
     together: int = TOGETHER
 
     def __post_init__(self) -> None:
@@ -102,11 +99,13 @@ def replay(
     witness: Witness | None = None,
     progress: Progress | None = None,
     kinematics: Kinematics | None = None,
+    judging: JudgeProcess | None = None,
 ) -> Trace:
     """Replay a recording once.
 
     Args:
         witness: looks on (pictures, report). progress: called with the seconds of the recording done so far.
+        judging: runs the controller, with the same result as here; left open, unless something goes wrong.
 
     Returns:
         The trace; without chunks when the policy never had an observation (``stale`` and ``missing`` say why).
@@ -117,7 +116,7 @@ def replay(
     """
     options = options or ReplayOptions()
     started = time.perf_counter()
-    run = _Run(recording, policy, settings, control, options, witness, kinematics)
+    run = _Run(recording, policy, settings, control, options, witness, kinematics, judging)
     try:
         try:
             for event in recording.events():
@@ -148,6 +147,7 @@ class _Run:
         options: ReplayOptions,
         witness: Witness | None,
         kinematics: Kinematics | None,
+        judging: JudgeProcess | None,
     ) -> None:
         self.recording, self.policy, self.settings, self.options = recording, policy, settings, options
         embodiment = recording.embodiment
@@ -161,8 +161,10 @@ class _Run:
                 'name the topics of its cameras in the embodiment'
             )
         self.sync = Synchronizer(self.views, self.forward, embodiment.base_frame, settings, policy.privileged)
-        near = partial(Judge, loop=options.judge, kinematics=self.kinematics)
-        self.judge = WaitingJudge((RemoteJudge if options.judge and options.separate else near)(embodiment, control))
+        if judging is not None and options.judge:
+            self.judge = WaitingJudge(RemoteJudge(embodiment, control, judging))
+        else:
+            self.judge = WaitingJudge(Judge(embodiment, control, options.judge, self.kinematics))
         self.asking = Asking(policy, options.together)
         self.witness = witness
         self.pacer = Pacer(settings.chunk_rate)
@@ -275,19 +277,12 @@ class _Run:
         if not self.instruction:
             return
         while True:
-            seen = self.sync.latest(self.now_ns, self.instruction)
+            seen = self.sync.wanted(self.now_ns, self._due, self.instruction)
+            if seen is None:
+                return
             if isinstance(seen, Stale):
                 kind = f'{seen.input}: {_without_numbers(seen.reason)}'
                 self.stale[kind] = self.stale.get(kind, 0) + 1
-                return
-            if seen.stamp_ns == self.last_stamp:
-                return
-            if self.due is not None:
-                if seen.stamp_ns not in self.due:
-                    self.last_stamp = seen.stamp_ns
-                    return
-            elif not self.pacer.take(self.now_ns * 1e-9):
-                self.last_stamp = seen.stamp_ns
                 return
             began = time.perf_counter()
             complete = self._with_pictures(seen)
@@ -298,6 +293,15 @@ class _Run:
                 self._act(complete, time.perf_counter() - began)
                 return
             self.pacer.reset()  # a picture of it is broken: take the newest whole one instead
+
+    def _due(self, stamp_ns: int) -> bool:
+        """Whether the policy is to be asked about the observation of this stamp, which nobody looked at before."""
+        if stamp_ns == self.last_stamp:
+            return False
+        take = stamp_ns in self.due if self.due is not None else self.pacer.take(self.now_ns * 1e-9)
+        if not take:
+            self.last_stamp = stamp_ns
+        return take
 
     def _with_pictures(self, seen: Observation) -> Observation | None:
         images: dict[str, Image] = {}

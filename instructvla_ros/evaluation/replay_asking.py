@@ -21,8 +21,10 @@ from .replay_judge import Judgement, Judging
 
 TOGETHER = 40
 """Observations a policy is asked about at once: of 8 s at the usual rate, with four sentences."""
+FIRST = 8
+"""Of the first ones fewer, so that the policy has something to do soon; then twice as many each time."""
 ALONE = 3
-"""Of them those that it is asked alone: one with a sentence, two that rest on it."""
+"""Those that it is asked alone of the first ones and of every full number: one with a sentence, two that rest on it."""
 _HOLD = 'hold'
 
 
@@ -47,8 +49,8 @@ Then = Callable[[Answer], None]
 class Asking:
     """Asks a policy in the background; :meth:`settle` hands the answers over.
 
-    A policy that can is asked about ``together`` observations at once. The first :data:`ALONE` of them it is asked
-    alone, as on the robot: that is how long it takes there. The others take no time of their own (nan).
+    A policy that can is asked about ``together`` observations at once, at the beginning about fewer. Some it is asked
+    alone (:data:`ALONE`), as on the robot: that is how long it takes there. The others take no time of their own (nan).
 
     Args:
         together: 1 asks any policy about one observation after the other.
@@ -57,6 +59,8 @@ class Asking:
     def __init__(self, policy: Policy, together: int = 1) -> None:
         self._policy = policy
         self.together = together if isinstance(policy, BatchPolicy) else 1
+        self._size = min(FIRST, self.together)
+        self._timed = True
         self._worker = ThreadPoolExecutor(1, 'policy')
         self._reasoning: Reasoning | None = None
         self._waiting: list[tuple[Ask, Then]] = []
@@ -69,37 +73,49 @@ class Asking:
             think: ask for a new sentence first, which takes the place of the one so far.
         """
         self._waiting.append((Ask(seen, think), then))
-        if len(self._waiting) >= self.together:
+        if len(self._waiting) >= self._size:
             self._send()
 
     def settle(self) -> None:
         """Wait for the answers to all open questions. Raises what the policy raised."""
         self._send()
-        self._hand_over()
+        last, self._open = self._open, None
+        self._hand_over(last)
 
     def forget(self) -> None:
         """The sentence so far is about another instruction. To be called when nothing is open."""
         self._reasoning = None
+        self._size, self._timed = min(FIRST, self.together), True
 
     def close(self) -> None:
         """End the thread; open questions are forgotten."""
         self._worker.shutdown(cancel_futures=True)
 
     def _send(self) -> None:
-        self._hand_over()
+        before, self._open = self._open, None
         if self._waiting:
             asks, thens = zip(*self._waiting, strict=True)
             self._waiting = []
-            self._open = self._worker.submit(self._answer, asks), list(thens)
+            alone = len(asks) if self.together == 1 else ALONE if self._timed else 0
+            self._open = self._worker.submit(self._answer, asks, alone), list(thens)
+            self._size = min(2 * self._size, self.together)
+            self._timed = self._size == self.together
+        # Only now, so that the policy goes on meanwhile.
+        self._hand_over(before)
 
-    def _hand_over(self) -> None:
-        if self._open is not None:
-            (answers, thens), self._open = self._open, None
-            for answer, then in zip(answers.result(), thens, strict=True):
-                then(answer)
+    def _hand_over(self, done: tuple[Future[list[Answer]], list[Then]] | None) -> None:
+        if done is None:
+            return
+        answers, thens = done
+        try:
+            got = answers.result()
+        except BaseException:
+            self._open = None  # without these answers those behind them have no place
+            raise
+        for answer, then in zip(got, thens, strict=True):
+            then(answer)
 
-    def _answer(self, asks: Sequence[Ask]) -> list[Answer]:
-        alone = len(asks) if self.together == 1 else ALONE
+    def _answer(self, asks: Sequence[Ask], alone: int) -> list[Answer]:
         answers = [self._alone(ask) for ask in asks[:alone]]
         rest = asks[alone:]
         if rest:

@@ -186,6 +186,7 @@ def run(job: Job, progress: Progress | None = None) -> Results:
             entry.seconds = time.perf_counter() - began
             write_json(folder / METRICS, results.plain())
             (folder / JUNIT).write_text(results.junit(), encoding='utf-8')
+        replayer.close()
         del replayer
         gc.collect()
     if len(labels) == 2:

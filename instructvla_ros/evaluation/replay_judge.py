@@ -1,7 +1,8 @@
 """The controller of the graph over a recording, in dry-run: what it would have refused, scaled, clipped or held.
 
 Nothing of it comes back into the replay before the end, so it may run in a process of its own (:class:`RemoteJudge`)
-while the policy thinks: the same calls in the same order, hence the same verdicts.
+while the policy thinks: the same calls in the same order, hence the same verdicts. A process may judge one recording
+after the other, because it takes half a second to start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import traceback
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -134,19 +136,40 @@ class Judge:
             self._verdicts.append({'stamp_ns': stamp_ns, 'action': v.action.name, **words})
 
 
-class RemoteJudge:
-    """The same in a process of its own, which ends with :meth:`finish`, :meth:`close` or this process."""
+class JudgeProcess:
+    """A process that judges one recording after the other. It ends with :meth:`close` or with this process."""
 
-    def __init__(self, embodiment: Embodiment, control: Control) -> None:
+    def __init__(self) -> None:
         here, there = socket.socketpair()
         with there:
             command = [sys.executable, '-m', __name__, str(there.fileno())]
             # One thread: the other core belongs to the policy.
             calm = {**os.environ, 'OMP_NUM_THREADS': '1'}
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, pass_fds=(there.fileno(),), env=calm, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
-        self._link = Connection(here.detach())
+        self.link = Connection(here.detach())
+        self.close = weakref.finalize(self, _end, self.link, self.process)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can judge another recording."""
+        return self.close.alive and self.process.poll() is None
+
+
+def _end(link: Connection, process: subprocess.Popen[bytes]) -> None:
+    link.close()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+class RemoteJudge:
+    """The same in a process of its own, which is ended unless :meth:`finish` gave what it found."""
+
+    def __init__(self, embodiment: Embodiment, control: Control, process: JudgeProcess) -> None:
+        self._process = process
+        self._finished = False
         self._calls: list[tuple[Any, ...]] = [('begin', embodiment, control)]
         self._send()
 
@@ -175,21 +198,20 @@ class RemoteJudge:
         self._add('finish')
         self._send()
         try:
-            answer = self._link.recv()
+            answer = self._process.link.recv()
         except (EOFError, OSError):
-            answer = f'it ended with {self._process.wait()}'
-        self.close()
+            answer = f'it ended with {self._process.process.wait()}'
         if isinstance(answer, str):
+            self.close()
             raise SetupError(f'the process that judges the chunks failed: {answer}')
+        self._finished = True
         verdicts, refused = answer
         return verdicts, refused
 
     def close(self) -> None:
         """See :class:`Judging`."""
-        self._link.close()
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
+        if not self._finished:
+            self._process.close()  # it is in the middle of a recording that nobody will end
 
     def _add(self, *call: Any) -> None:
         self._calls.append(call)
@@ -199,22 +221,26 @@ class RemoteJudge:
     def _send(self) -> None:
         calls, self._calls = self._calls, []
         try:
-            self._link.send(calls)  # waits when the other side is far behind: memory stays flat
+            self._process.link.send(calls)  # waits when the other side is far behind: memory stays flat
         except OSError:
             pass  # it ended; finish says so
 
 
 def _serve(link: Connection) -> None:
     judge: Judge | None = None
+    known: tuple[Embodiment, Kinematics] | None = None
     while True:
         for name, *arguments in link.recv():
             if name == 'begin':
-                judge = Judge(*arguments)
+                embodiment, control = arguments
+                if known is None or known[0] != embodiment:
+                    known = embodiment, Kinematics(embodiment)
+                judge = Judge(embodiment, control, kinematics=known[1])
             elif judge is not None:
                 result = getattr(judge, name)(*arguments)
                 if name == 'finish':
                     link.send(result)
-                    return
+                    judge = None
 
 
 def main() -> int:
@@ -223,7 +249,7 @@ def main() -> int:
         try:
             _serve(link)
         except EOFError:
-            return 1  # it was given up
+            return 0  # nothing more to judge, or it was given up
         except Exception:  # the other process reports it
             link.send(traceback.format_exc())
             return 1

@@ -138,13 +138,12 @@ def chunk_poses(a: Aligned) -> Data:
     """Poses (C, H + 1, 4, 4) of every chunk integrated from the pose the policy saw; NaN where a chunk is shorter."""
     out = np.full((len(a.predicted), a.predicted.shape[1] + 1, 4, 4), np.nan)
     out[:, 0] = a.reference
-    for c in range(len(a.predicted)):
-        pose = a.reference[c]
-        for k, step in enumerate(a.predicted[c]):
-            if not np.isfinite(step).all():
-                break
-            pose = apply_delta(pose, step[:6], _frame(a), _rotation(a))
-            out[c, k + 1] = pose
+    going = np.ones(len(a.predicted), dtype=bool)
+    for k in range(a.predicted.shape[1]):
+        going &= np.isfinite(a.predicted[:, k]).all(axis=-1)
+        if not going.any():
+            break
+        out[going, k + 1] = apply_delta(out[going, k], a.predicted[going, k, :6], _frame(a), _rotation(a))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .machine import usable_cores
 from .replay import ReplayOptions, Witness, replay
 from .replay_bag import BagRecording
 from .replay_diagnosis import Diagnosis
+from .replay_judge import JudgeProcess
 from .replay_limits import FAILED, Check, Limits
 from .replay_policies import RecordedPolicy
 from .replay_source import EpisodeRecording, Recording
@@ -136,6 +137,12 @@ class Replayer:
         self.plan = plan
         self.kinematics = Kinematics(plan.embodiment)
         self._policy: Policy | None = None
+        self._judging: JudgeProcess | None = None
+
+    def close(self) -> None:
+        """End the process of the controller, if there is one; it also ends with this object."""
+        if self._judging is not None:
+            self._judging.close()
 
     def policy(self, recording: Recording) -> Policy:
         """The policy for a recording.
@@ -162,23 +169,32 @@ class Replayer:
         Raises:
             DataError: the recording is not usable, or the policy could never be asked. Whatever the policy raises.
         """
+        plan = self.plan
+        judging = self._process(recording)  # it starts while the weights are loaded
         policy = self.policy(recording)
         policy.reset()
-        plan = self.plan
-        options = plan.options
-        if options.judge and getattr(recording, 'duration', 0.0) >= _WORTH_A_PROCESS and usable_cores() > 1:
-            options = replace(options, separate=True)
         trace = replay(
             recording,
             policy,
             plan.settings,
             plan.control,
-            options,
+            plan.options,
             witness=witness,
             progress=progress,
             kinematics=self.kinematics,
+            judging=judging,
         )
         return judge(trace, limits)
+
+    def _process(self, recording: Recording) -> JudgeProcess | None:
+        """A process for the controller where it pays: two cores, and a recording that takes longer than its start."""
+        if not self.plan.options.judge or usable_cores() < 2:
+            return None
+        if self._judging is None or not self._judging.usable:
+            if getattr(recording, 'duration', 0.0) < _WORTH_A_PROCESS:
+                return None
+            self._judging = JudgeProcess()
+        return self._judging
 
 
 def judge(trace: Trace, limits: Limits | None = None) -> Outcome:

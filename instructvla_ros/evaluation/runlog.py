@@ -25,6 +25,7 @@ from ..errors import InstructVLAError, suggest
 FORMAT = 1
 RECORDING, WORDS, VIDEO = 'recording.npz', 'run.json', 'video.mp4'
 MODES = ('DISABLED', 'HOLDING', 'TRACKING', 'DECELERATING', 'STOPPED')
+_PLAIN = (str, int, bool, type(None))
 JOINTS = -1  # stands for the number of arm joints in a column's shape
 Column = NDArray[Any]
 
@@ -288,10 +289,15 @@ def write_json(path: Path, data: Any) -> None:
 
 def plain(data: Any) -> Any:
     """Plain JSON data: numpy scalars and arrays become numbers and lists, non-finite numbers become None."""
-    if isinstance(data, Mapping):
-        return {str(k): plain(v) for k, v in data.items()}
+    kind = type(data)
+    if kind is float:
+        return data if math.isfinite(data) else None
+    if kind in _PLAIN:  # most of what comes, so first: abstract classes are slow to ask
+        return data
     if isinstance(data, (list, tuple)):
         return [plain(v) for v in data]
+    if isinstance(data, Mapping):
+        return {str(k): plain(v) for k, v in data.items()}
     if isinstance(data, np.ndarray):
         return plain(data.tolist())
     if isinstance(data, np.generic):
