@@ -162,7 +162,8 @@ def decode(data: Any, format_: str = '') -> Image:
                 raise ObservationError(
                     f'compressed image of {image.width} x {image.height} pixels, allowed are {MAX_DECODED}'
                 )
-            return np.array(image.convert('RGB'))
+            # Pillow copies the picture in converting it to what it is already.
+            return np.array(image if image.mode == 'RGB' else image.convert('RGB'))
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as err:
         raise ObservationError(
             f'compressed image of format {format_!r} ({len(data)} bytes) cannot be decoded: {err}'
