@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     still = [folders[n] for n in wanted if n.startswith('still')]
     motion = [folder for folder in folders.values() if folder not in still]
     try:
-        for name, jobs_ in wanted.items():
-            part(args.out, name, lambda n=name, j=jobs_: make(folders[n], j, args.workers))
+        for name, todo in wanted.items():
+            part(args.out, name, lambda n=name, t=todo: make(folders[n], t, args.workers))
         runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
         for name, data, init in (
             ('words', still, None),

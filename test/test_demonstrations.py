@@ -11,6 +11,7 @@ pytest.importorskip('pinocchio')
 
 from instructvla_ros.data.episodes import Dataset  # noqa: E402
 from instructvla_ros.data.vla_it import check  # noqa: E402
+from instructvla_ros.errors import ConfigError  # noqa: E402
 from instructvla_ros.evaluation.language import KINDS, from_dataset  # noqa: E402
 from instructvla_ros.training import generate as gen  # noqa: E402
 from instructvla_ros.training.demonstrations import training_task  # noqa: E402
@@ -79,3 +80,5 @@ def test_scenes_with_the_same_thing_in_another_size_are_found() -> None:
         twins = [k for k in kinds.values() if k[:2] == target[:2]]
         assert twins and all(k[2] != target[2] for k in twins)
         assert target[2] in task.instruction.split()  # or nobody could tell them apart
+    with pytest.raises(ConfigError, match='open_drawer'):
+        gen.jobs(('open_drawer',), 2, 700_000, twins=True)

@@ -13,7 +13,7 @@ from .. import decoding
 from ..datatypes import Image, Verdict
 from ..errors import ObservationError
 from ..geometry import Array
-from ..imaging import MAX_DECODED as MAX_PIXELS
+from ..imaging import MAX_DECODED
 
 IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 JOINT_STATE, CAMERA_INFO = 'sensor_msgs/msg/JointState', 'sensor_msgs/msg/CameraInfo'
@@ -40,7 +40,7 @@ class Picture:
         """
         if not self.compressed:
             width, height = int(self._message.width), int(self._message.height)
-            if width <= 0 or height <= 0 or width * height > MAX_PIXELS or not len(self._message.data):
+            if width <= 0 or height <= 0 or width * height > MAX_DECODED or not len(self._message.data):
                 raise ObservationError(f'{self.format or "image"}: {width} x {height} pixels with '
                                        f'{len(self._message.data)} bytes of data')  # fmt: skip
             return width, height
@@ -53,8 +53,8 @@ class Picture:
             raise ObservationError(
                 f'compressed image of format {self.format!r} ({len(self._message.data)} bytes) cannot be decoded: {err}'
             ) from None
-        if width * height > MAX_PIXELS:
-            raise ObservationError(f'compressed image of {width} x {height} pixels, allowed are {MAX_PIXELS}')
+        if width * height > MAX_DECODED:
+            raise ObservationError(f'compressed image of {width} x {height} pixels, allowed are {MAX_DECODED}')
         return width, height
 
     def rgb(self) -> Image:

@@ -21,7 +21,7 @@ from PIL import Image as PilImage
 
 from ..datatypes import Image
 from ..errors import DataError
-from ..imaging import MAX_DECODED as MAX_PIXELS
+from ..imaging import MAX_DECODED
 from ..wording import defuse
 from .jsonscan import load, records
 from .prompts import Message
@@ -137,7 +137,7 @@ class Conversations:
             raise _Fault('image outside', f'{where}: {name!r} is not below {self.images}')
         try:
             with PilImage.open(file, formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+                if picture.width * picture.height > MAX_DECODED:
                     raise _Fault('image size', f'{where}: {name} has {picture.width} x {picture.height} pixels')
                 return np.asarray(picture.convert('RGB'))
         except FileNotFoundError:

@@ -24,7 +24,7 @@ from PIL import Image as PilImage
 from ..datatypes import PROPRIO_DIM, STEP_DIM, Image
 from ..errors import DataError
 from ..geometry import Array
-from ..imaging import MAX_DECODED as MAX_PIXELS
+from ..imaging import MAX_DECODED
 
 FORMAT = 'instructvla_ros/episodes/1'
 META, INDEX, FOLDER = 'meta.json', 'index.jsonl', 'episodes'
@@ -92,7 +92,7 @@ class Frames(Sequence[Image]):
             return Frames(self._blobs[k])
         try:
             with PilImage.open(io.BytesIO(self._blobs[k]), formats=('JPEG', 'PNG')) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+                if picture.width * picture.height > MAX_DECODED:
                     raise DataError(f'picture {k} has {picture.width} x {picture.height} pixels')
                 return np.asarray(picture.convert('RGB'))
         except (OSError, SyntaxError, ValueError) as err:

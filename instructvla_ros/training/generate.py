@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from .. import config, resources
 from ..data.episodes import Episode, Writer
-from ..errors import InstructVLAError
+from ..errors import ConfigError, InstructVLAError
 from ..settings import Control, Embodiment, PolicySettings, Sim
 
-STILL = 'still'
+_SEARCH = 50  # seeds looked at for each scene with twins
 _WORKER: dict[str, Any] = {}
 
 
@@ -63,9 +63,19 @@ def jobs(
 
     Args:
         twins: only seeds of scenes where something differs from the target in nothing but its size (one in six).
+
+    Raises:
+        ConfigError: these tasks have (next to) no such scenes.
     """
-    wanted = (Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in itertools.count())
-    return list(itertools.islice(filter(_has_twin, wanted) if twins else wanted, count))
+    seeds = count * _SEARCH if twins else count
+    wanted = (Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in range(seeds))
+    found = list(itertools.islice(filter(_has_twin, wanted) if twins else wanted, count))
+    if len(found) < count:
+        raise ConfigError(
+            f'{len(found)} of {count} scenes with the target in two sizes found for {", ".join(dict.fromkeys(tasks))}; '
+            'tasks that name a graspable object have them, such as pick and put'
+        )
+    return found
 
 
 def _has_twin(job: Job) -> bool:
