@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,14 @@ def summary(values: list[float]) -> dict[str, float]:
     return {'count': len(values), 'p50': p50, 'p95': p95, 'max': max(values, default=float('nan'))}
 
 
+def logs_of(arguments: argparse.Namespace) -> AbstractContextManager[str]:
+    """New folder for the logs of the nodes, which goes afterwards unless a place for it was named."""
+    if not arguments.logs:
+        return tempfile.TemporaryDirectory()
+    Path(arguments.logs).mkdir(parents=True, exist_ok=True)
+    return nullcontext(tempfile.mkdtemp(prefix='bench_web-', dir=arguments.logs))
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The numbers of one run.
 
@@ -244,7 +253,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         node('policy_node', {'policy': 'expert'}),
         node('web_node', {'port': 0}),
     ]
-    with tempfile.TemporaryDirectory() as logs, Graph(specs, logs) as graph:
+    with logs_of(arguments) as logs, Graph(specs, logs) as graph:
         os.environ.update(ROS_DOMAIN_ID=str(graph.domain), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
         log = Path(logs) / 'web_node.log'
 
@@ -276,6 +285,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument('--stops', type=int, default=10)
     parser.add_argument('--timeout', type=float, default=600.0, help='seconds after which it is given up')
     parser.add_argument('--out', default='', help='JSON file for the numbers')
+    parser.add_argument('--logs', default='', help='folder in which a new one keeps the logs of the nodes')
     return parser.parse_args()
 
 

@@ -23,7 +23,7 @@ CHROMIUM = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', '
 _FLAGS = (
     '--headless=new', '--no-sandbox', '--hide-scrollbars', '--no-first-run', '--disable-background-networking',
     '--disable-dev-shm-usage', '--disable-extensions', '--disable-component-update', '--mute-audio',
-    '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist',
+    '--disable-gpu', '--enable-unsafe-swiftshader',
     '--no-default-browser-check', '--password-store=basic', '--remote-debugging-port=0',
 )  # fmt: skip
 

@@ -252,6 +252,21 @@ def test_enabling_again_while_braking_does_not_make_the_command_jump():
     check_limits(rig, rig.outputs)
 
 
+def test_an_arm_that_was_moved_while_stopped_is_taken_over_where_it_is_even_in_the_same_period():
+    rig = Rig(ramp_time=0.0)
+    rig.controller.stop('operator')
+    rig.run(0.1)
+    rig.q = HOME + np.array([0.0, 0.4, 0, 0, 0, 0, 0])
+    rig.way.extend([rig.q.copy()] * 2)
+    assert 'tracking_error' in rules(rig.run(0.05)), 'it is seen that the arm is not where it was held'
+    moved = rig.q = HOME + np.array([0.0, 0.4, 0, 0, 0, 0, 0])
+    rig.dq = np.zeros(7)
+    assert rig.controller.reset() == '' and rig.controller.enable(True) == ''
+    out = rig.tick()
+    assert out.mode is Mode.HOLDING and np.abs(out.command.q - moved).max() < 1e-9
+    assert rig.feed() == [] and rig.tick().mode is Mode.TRACKING
+
+
 def test_dry_run_computes_everything_and_sends_nothing():
     rig = Rig(dry_run=True, ramp_time=0.0)
     steps = np.zeros((8, 7))

@@ -109,6 +109,9 @@ class Controller:
                 return f'the stop latch is set ({self._latch}); call reset first'
             if on and not self._enabled:
                 self._ramp_ns = None
+                resting = self._motion is None or self._motion.joints.resting
+                if resting and self._blocked == 'tracking_error':
+                    self._driving = False  # somebody moved the arm while it was stopped
                 if not self._driving:
                     self._unanchor()
             self._enabled = on
