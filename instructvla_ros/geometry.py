@@ -109,11 +109,18 @@ def integrate(
 ) -> Array:
     """Poses (H, 4, 4) reached after each of the deltas (H, >=6), starting from ``start``."""
     rows = np.atleast_2d(np.asarray(deltas, dtype=np.float64))
-    out = np.empty((len(rows), 4, 4))
-    current = start
+    if frame not in ('base', 'tool'):
+        raise ValueError(f"delta frame {frame!r}: use 'base' or 'tool'")
+    out = np.zeros((len(rows), 4, 4))
+    out[:, 3, 3] = 1.0
+    turns = _rotation(rows[:, 3:6], convention).as_matrix()
+    position, turn = start[:3, 3], start[:3, :3]
     for k, row in enumerate(rows):
-        current = apply_delta(current, row[:6], frame, convention)
-        out[k] = current
+        if frame == 'base':
+            position, turn = position + row[:3], turns[k] @ turn
+        else:
+            position, turn = position + turn @ row[:3], turn @ turns[k]
+        out[k, :3, 3], out[k, :3, :3] = position, turn
     return out
 
 

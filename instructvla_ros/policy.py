@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -88,10 +88,11 @@ class PreparingPolicy(Protocol):
 class BatchPolicy(PreparingPolicy, Protocol):
     """A policy to which many observations at once are less work than one after the other: for recordings."""
 
-    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
+    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> Iterable[Act]:
         """What thinking where it is asked for, and inferring with the newest sentence, give one after the other.
 
-        Up to rounding. reasoning: the sentence before the first of them.
+        Up to rounding. Each may be had as soon as it is known; the policy is to be asked nothing else before the last.
+        reasoning: the sentence before the first of them.
         """
         ...
 

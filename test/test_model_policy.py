@@ -156,12 +156,12 @@ def test_many_observations_at_once_give_what_they_give_one_by_one(bundle, embodi
     ]
     one, many = (InstructVLAPolicy(bundle, settings(**changes), embodiment) for _ in range(2))
     old = one.think(asks[0].observation)
-    expected = one._one_by_one(asks, old)
+    expected = list(one._one_by_one(asks, old))
     assert isinstance(many, BatchPolicy)
     for ask in asks:
         many.prepare(ask.observation, keep=len(asks))
-    half = many.act_many(asks[:6], old)  # state goes on from call to call
-    found = half + many.act_many(asks[6:], next(a.said for a in reversed(half) if a.said))
+    half = list(many.act_many(asks[:6], old))  # state goes on from call to call
+    found = half + list(many.act_many(asks[6:], next(a.said for a in reversed(half) if a.said)))
     texts = [[a.said.text if a.said else None for a in acts] for acts in (expected, found)]
     assert texts[0] == texts[1] and sum(t is not None for t in texts[0]) == 7
     known = {old.id: -1, '': -2}

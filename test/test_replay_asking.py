@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from math import isfinite
 
 import pytest
@@ -50,12 +51,10 @@ class Fast(Slow):
 
     def act_many(self, asks, reasoning):
         self.many.append([ask.observation for ask in asks])
-        acts = []
         for ask in asks:
             said = self.think(ask.observation) if ask.think else None
             reasoning = said or reasoning
-            acts.append(Act(said, self.infer(ask.observation, reasoning)))
-        return acts
+            yield Act(said, self.infer(ask.observation, reasoning))
 
 
 def test_many_are_asked_at_once_behind_the_first_few_and_answered_in_order():
@@ -101,6 +100,48 @@ def test_what_was_asked_behind_a_failure_is_not_answered():
             asking.ask('next', False, got.append)
         asking.settle()
         assert not got
+    finally:
+        asking.close()
+
+
+def test_answers_are_handed_over_before_the_last_of_their_batch():
+    policy, got, go_on = Fast(), [], threading.Event()
+
+    def hesitate(seen, reasoning):
+        assert seen < FIRST - 1 or go_on.wait(10.0)
+        return f'chunk of {seen}'
+
+    policy.infer = hesitate
+    asking = Asking(policy, together=FIRST)
+    try:
+        for k in range(FIRST):
+            asking.ask(k, False, got.append)
+        deadline = time.monotonic() + 10.0
+        while asking._answers.qsize() < FIRST - 1 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        asking.ask(FIRST, False, got.append)
+        assert [a.chunk for a in got] == [f'chunk of {k}' for k in range(FIRST - 1)]
+        go_on.set()
+        asking.settle()
+        assert [a.chunk for a in got] == [f'chunk of {k}' for k in range(FIRST + 1)]
+    finally:
+        go_on.set()
+        asking.close()
+
+
+def test_after_a_failure_old_answers_are_not_taken_for_new_ones():
+    policy, got = Fast(), []
+    asking = Asking(policy, together=FIRST)
+    try:
+        asks = ['broken', *range(2 * FIRST - 1)]
+        with pytest.raises(ObservationError, match='cannot see'):
+            for seen in asks:
+                asking.ask(seen, False, got.append)
+        asking.settle()
+        for seen in ('a', 'b'):
+            asking.ask(seen, False, got.append)
+        asking.settle()
+        assert [a.chunk for a in got] == ['chunk of a', 'chunk of b']
     finally:
         asking.close()
 

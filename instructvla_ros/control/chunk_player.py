@@ -24,6 +24,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import pinocchio as pin
@@ -214,14 +215,14 @@ class ChunkPlayer:
                 return None
             elapsed = min(max((now_ns - self._sampled_ns) * 1e-9, 0.0), LONGEST_PERIOD)
             self._sampled_ns = now_ns
-            share, speed = self._share(play, elapsed, start, scale)
+            share, speed, ahead = self._share(play, elapsed, start, scale)
             self._time += share * elapsed
             self._rate = share
             if self._over(play, now_ns):
                 self._play = None
                 self._chunks.clear()
                 return None
-            self._target = play.at(self._time)
+            self._target = play.at(self._time) if ahead is None else ahead
             reached = self._time - self.control.tracking_lag  # what the arm itself, and so the gripper, has come to
             index = min(max(int(reached / play.path.period), 0), play.chunk.horizon - 1)
             return Sample(self._target, float(play.chunk.steps[index, 6]), index, play.chunk, share, speed)
@@ -237,30 +238,35 @@ class ChunkPlayer:
             or 0.0 < control.play_time < (now_ns - play.admitted_ns) * 1e-9
         )
 
-    def _share(self, play: _Play, elapsed: float, start: Array | None, scale: float) -> tuple[float, float]:
-        """Share of the elapsed time by which to advance on the path, and the tcp speed that the whole would take."""
+    def _share(
+        self, play: _Play, elapsed: float, start: Array | None, scale: float
+    ) -> tuple[float, float, Array | None]:
+        """Share of the elapsed time by which to advance on the path; the tcp speed that the whole would take; the pose
+        (4, 4) at its end, if it is taken whole."""
         if start is None or elapsed <= 0.0:
-            return 1.0, 0.0
+            return 1.0, 0.0, None
         safety, period = self.bounds.safety, self.bounds.period
         reach = scale * safety.max_cartesian_speed * period
         swing = scale * safety.max_rotation_speed * period
 
-        def excess(share: float) -> tuple[float, float]:
-            d = _difference(start, play.at(self._time + share * elapsed))
-            distance, angle = float(np.sqrt(d[:3] @ d[:3])), float(np.sqrt(d[3:] @ d[3:]))
+        def excess(ahead: Array) -> tuple[float, float]:
+            step = ahead[:3, 3] - start[:3, 3]
+            turn = pin.log3(ahead[:3, :3] @ start[:3, :3].T)
+            distance, angle = sqrt(step @ step), sqrt(turn @ turn)
             return max(distance / max(reach, 1e-9), angle / max(swing, 1e-9)), distance / period
 
-        whole, speed = excess(1.0)
+        end = play.at(self._time + elapsed)
+        whole, speed = excess(end)
         if whole <= 1.0:
-            return 1.0, speed
+            return 1.0, speed, end
         low, high = 0.0, 1.0
         for _ in range(REFINEMENTS):
             middle = 0.5 * (low + high)
-            if excess(middle)[0] <= 1.0:
+            if excess(play.at(self._time + middle * elapsed))[0] <= 1.0:
                 low = middle
             else:
                 high = middle
-        return low, speed
+        return low, speed, None
 
     def _refuse(self, chunk: ActionChunk, why: str) -> Verdict:
         text = f'chunk {chunk.id}: {why}'
@@ -324,7 +330,7 @@ class ChunkPlayer:
 
         def distance(time: float) -> float:
             d = _difference(path.at(time), target)
-            return float(np.sqrt(d[:3] @ d[:3] + TURN_WEIGHT**2 * (d[3:] @ d[3:])))
+            return sqrt(d[:3] @ d[:3] + TURN_WEIGHT**2 * (d[3:] @ d[3:]))
 
         times = np.arange(0.0, latest + 0.5 * step, step)
         values = np.array([distance(t) for t in times])

@@ -109,8 +109,7 @@ class Controller:
                 return f'the stop latch is set ({self._latch}); call reset first'
             if on and not self._enabled:
                 self._ramp_ns = None
-                resting = self._motion is None or self._motion.joints.resting
-                if resting and self._blocked == 'tracking_error':
+                if self._blocked == 'tracking_error' and (self._motion is None or self._motion.joints.resting):
                     self._driving = False  # somebody moved the arm while it was stopped
                 if not self._driving:
                     self._unanchor()
@@ -357,9 +356,7 @@ class Controller:
             return None
         if sample.share < SLOWED:
             limit = scale * self.bounds.safety.max_cartesian_speed
-            text = (
-                f'the path is played at {100 * sample.share:.0f} % of its speed to keep the tcp within its speed bounds'
-            )
+            text = f'the path is played at {100 * sample.share:.0f} % of its speed, for the speed bounds of the tcp'
             verdict = Verdict('cartesian_speed', VerdictAction.SCALED, 'tcp', sample.speed, limit, 'm/s', text)
             verdicts.append(replace(verdict, chunk_id=sample.chunk.id))
         self._motion, changes = move(self._motion, sample.pose, self.law, self.backend, scale, sample.chunk.id)

@@ -10,14 +10,15 @@ taken, so the arm comes to rest at an unreachable target instead of wandering.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite, sqrt
 
 import numpy as np
 import pinocchio as pin
 from numpy.typing import ArrayLike, NDArray
-from pink import Configuration, solve_ik
-from pink.exceptions import NoSolutionFound
+from pink import Configuration, build_ik
 from pink.limits import Limit
 from pink.tasks import FrameTask, PostureTask
+from qpsolvers import solve_problem
 
 from ..errors import KinematicsError, SetupError, suggest
 from ..geometry import Array
@@ -66,7 +67,7 @@ class _Box(Limit):  # type: ignore[misc]
 
     def __init__(self, lower: Array, upper: Array, velocity: Array, acceleration: Array) -> None:
         self.lower, self.upper, self.speed = lower, upper, velocity
-        self.braking = BRAKING_SHARE * acceleration
+        self.braking = BRAKING_SHARE * np.concatenate([acceleration, acceleration])
         self.matrix = np.vstack([np.eye(len(lower)), -np.eye(len(lower))])
         self.bound = np.zeros(2 * len(lower))  # of the last problem
         self.free = np.zeros(2 * len(lower), dtype=bool)  # True where velocity is what binds
@@ -76,9 +77,8 @@ class _Box(Limit):  # type: ignore[misc]
         q = configuration.q
         room = np.concatenate([self.upper - q, q - self.lower])
         np.maximum(room, 0.0, out=room)
-        braking = np.concatenate([self.braking, self.braking])
         # Discrete form of sqrt(2 a x): after this step the joint still has to stop within what is left.
-        approach = braking * dt * (np.sqrt(dt * dt + 2.0 * room / braking) - dt)
+        approach = self.braking * dt * (np.sqrt(dt * dt + 2.0 * room / self.braking) - dt)
         speed = np.concatenate([self.speed, self.speed]) * dt
         np.minimum(approach, room, out=room)
         self.free = speed <= room
@@ -89,11 +89,21 @@ class _Box(Limit):  # type: ignore[misc]
 def _least_squares(jacobian: Array, error: Array) -> tuple[Array, float]:
     """Damped joint displacement (n,) for a tcp error (6,), and the damping its Jacobian calls for."""
     square = jacobian @ jacobian.T
-    smallest = float(np.sqrt(max(np.linalg.eigvalsh(square)[0], 0.0)))
+    smallest = sqrt(max(np.linalg.eigvalsh(square)[0], 0.0))
     damping = BASE_DAMPING
     if smallest < SINGULAR_VALUE:
         damping += (SINGULAR_DAMPING * (1.0 - smallest / SINGULAR_VALUE)) ** 2
-    return jacobian.T @ np.linalg.solve(square + damping * np.eye(6), error), damping
+    square.flat[::7] += damping
+    return jacobian.T @ np.linalg.solve(square, error), damping
+
+
+def _length(vector: Array) -> float:
+    return sqrt(vector @ vector)
+
+
+def _determinant(m: Array) -> float:
+    (a, b, c), (d, e, f), (g, h, i) = m.tolist()
+    return float(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
 
 
 class Kinematics:
@@ -153,6 +163,7 @@ class Kinematics:
             embodiment.tcp_frame, position_cost=1.0, orientation_cost=ROTATION_WEIGHT, lm_damping=1e-3
         )
         self._weights = np.array([1.0] * 3 + [ROTATION_WEIGHT] * 3)
+        self._configuration = Configuration(self.model, self.data, self._inside(np.zeros(self.n)), copy_data=False)
         self._posture_task = PostureTask(cost=POSTURE_WEIGHT)
         self._posture_task.set_target(np.asarray(embodiment.home, dtype=np.float64))
 
@@ -197,31 +208,24 @@ class Kinematics:
         """
         start = self._joints(q)
         goal = self._pose(target)
-        if not (np.isfinite(dt) and dt > 0.0):
+        if not (isfinite(dt) and dt > 0.0):
             raise KinematicsError(f'dt must be a positive number of seconds, got {dt}')
-        inside = np.clip(start, self.lower, self.upper)
-        configuration = Configuration(self.model, self.data, inside, copy_data=False)
+        inside = self._inside(start)
+        self._configuration.update(inside)
         self._box.speed = min(max(speed, 0.0), 1.0) * self.velocity
-        before = self._score(goal)
-        damping, slow = self._damping_and_slow(inside, goal, self._box.speed * dt)
+        reach = self._box.speed * dt
+        error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
+        before = _length(self._weights * error)
+        damping, slow = self._damping_and_slow(inside, error, reach)
         # Joints that can do little for a far target keep calm (Sugihara 2011: damping by the squared error).
         damping = max(damping, min(before * before, FAR_DAMPING))
-        self._frame_task.set_target(goal if slow is None else self._part_way(goal, slow[1]))
+        self._frame_task.set_target(goal if slow is None else self._part_way(error, slow[1]))
         self._posture_task.gain = min(1.0, dt / POSTURE_TIME)
-        try:
-            velocity = solve_ik(
-                configuration,
-                (self._frame_task, self._posture_task),
-                dt,
-                solver='daqp',
-                damping=damping,
-                limits=(self._box,),
-                safety_break=False,
-            )
-        except NoSolutionFound:
-            velocity = np.zeros(self.n)
-        delta = velocity * dt
-        if not np.all(np.isfinite(delta)):
+        tasks = (self._frame_task, self._posture_task)
+        problem = build_ik(self._configuration, tasks, dt, damping=damping, limits=(self._box,))
+        solution = solve_problem(problem, solver='daqp')
+        delta = solution.x
+        if not solution.found or delta is None or not np.isfinite(delta).all():
             delta = np.zeros(self.n)
         active = np.concatenate([delta, -delta]) >= self._box.bound - 1e-9
         small = ROTATION_WEIGHT * ROTATION_TOLERANCE
@@ -229,19 +233,18 @@ class Kinematics:
         moved = inside
         for scale in (1.0, 0.5, 0.25):
             step = scale * delta
-            moved = np.clip(inside + step, self.lower, self.upper)
+            moved = self._inside(inside + step)
             after = self._evaluate(moved, goal)
-            if after <= small or before - after >= PROGRESS * float(np.max(np.abs(step))):
+            if after <= small or before - after >= PROGRESS * float(np.abs(step).max()):
                 stalled = False
                 break
         if stalled:
             moved = inside
             self._evaluate(moved, goal)
-        reach = self._box.speed * dt
-        out = start + np.clip(moved - start, -reach, reach)
+        out = start + np.minimum(np.maximum(moved - start, -reach), reach)
         placement = self.data.oMf[self.tcp]
-        position = float(np.linalg.norm(placement.translation - goal.translation))
-        rotation = float(np.linalg.norm(pin.log3(placement.rotation.T @ goal.rotation)))
+        position = _length(placement.translation - goal.translation)
+        rotation = _length(pin.log3(placement.rotation.T @ goal.rotation))
         reached = position <= POSITION_TOLERANCE and rotation <= ROTATION_TOLERANCE
         limited_by = '' if reached else self._cause(active, damping, stalled, slow)
         return IkStep(out, (out - start) / dt, position, rotation, limited_by, stalled and not reached)
@@ -268,33 +271,31 @@ class Kinematics:
 
     def _joints(self, q: ArrayLike) -> Array:
         array = np.asarray(q, dtype=np.float64)
-        if array.shape != (self.n,) or not np.all(np.isfinite(array)):
+        if array.shape != (self.n,) or not np.isfinite(array).all():
             raise KinematicsError(f'joint positions must be {self.n} finite numbers [rad], got {array!r}')
         return array
 
     def _pose(self, target: ArrayLike) -> pin.SE3:
         matrix = np.asarray(target, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
             raise KinematicsError(f'a target pose must be a finite (4, 4) matrix, got {matrix!r}')
         rotation = matrix[:3, :3]
-        if np.abs(rotation.T @ rotation - _EYE).max() > 1e-4 or np.linalg.det(rotation) < 0.0:
+        if np.abs(rotation.T @ rotation - _EYE).max() > 1e-4 or _determinant(rotation) < 0.0:
             raise KinematicsError(f'a target pose must hold a rotation matrix, got {rotation.tolist()}')
         goal = pin.SE3(rotation, matrix[:3, 3])
         return goal if self._identity_base else self.base * goal
 
-    def _score(self, goal: pin.SE3) -> float:
-        error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
-        return float(np.linalg.norm(self._weights * error))
+    def _inside(self, q: Array) -> Array:
+        return np.minimum(np.maximum(q, self.lower), self.upper)
 
     def _evaluate(self, q: Array, goal: pin.SE3) -> float:
         pin.forwardKinematics(self.model, self.data, q)
-        pin.updateFramePlacement(self.model, self.data, self.tcp)
-        return self._score(goal)
+        here = pin.updateFramePlacement(self.model, self.data, self.tcp)
+        return _length(self._weights * pin.log6(here.actInv(goal)).vector)
 
-    def _damping_and_slow(self, q: Array, goal: pin.SE3, reach: Array) -> tuple[float, tuple[int, float] | None]:
+    def _damping_and_slow(self, q: Array, error: Array, reach: Array) -> tuple[float, tuple[int, float] | None]:
         """Damping of the QP; and the joint that is too slow for the whole way with the share of it that is possible."""
         jacobian = pin.getFrameJacobian(self.model, self.data, self.tcp, pin.ReferenceFrame.LOCAL)
-        error = pin.log6(self.data.oMf[self.tcp].actInv(goal)).vector
         need, damping = _least_squares(jacobian, error)
         # A joint at its limit that is wanted beyond it is no help: what the others can do without it counts.
         blocked = ((need > 0.0) & (q >= self.upper - AT_LIMIT)) | ((need < 0.0) & (q <= self.lower + AT_LIMIT))
@@ -305,10 +306,9 @@ class Kinematics:
         k = int(np.argmin(ratio))
         return damping, None if ratio[k] >= 1.0 else (k, float(ratio[k]))
 
-    def _part_way(self, goal: pin.SE3, share: float) -> pin.SE3:
+    def _part_way(self, error: Array, share: float) -> pin.SE3:
         """Pose ``share`` of the way from the tcp to the goal, along the screw between them."""
-        here = self.data.oMf[self.tcp]
-        return here * pin.exp6(share * pin.log6(here.actInv(goal)))
+        return self.data.oMf[self.tcp] * pin.exp6(share * error)
 
     def _cause(self, active: NDArray[np.bool_], damping: float, stalled: bool, slow: tuple[int, float] | None) -> str:
         joints = self.embodiment.arm_joints

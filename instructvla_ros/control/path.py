@@ -29,16 +29,15 @@ class Path:
 
     Attributes:
         start_ns: time of P_0 [ns]. period: between knots [s]. positions: (H+1, 3) [m]. rotations: (H+1, 3, 3).
-        turns: (H, 3) rotation vector from each knot to the next, in the frame of the former [rad].
-        lead: (6,) how the arm came to P_0 in the period before: translation [m], rotation vector in the frame of P_0.
+        moves: (H+2, 6) to each knot from the one before: translation [m], and rotation vector in the frame of either
+            knot [rad]. The first is how the arm came to P_0 in the period before, the last, behind P_H, is none.
     """
 
     start_ns: int
     period: float
     positions: Array
     rotations: Array
-    turns: Array
-    lead: Array
+    moves: Array
 
     @classmethod
     def of_chunk(
@@ -52,12 +51,13 @@ class Path:
         positions = poses[:, :3, 3].copy()
         positions[1:] = np.clip(positions[1:], lower, upper)
         rotations = poses[:, :3, :3].copy()
-        turns = np.array([pin.log3(a.T @ b) for a, b in zip(rotations[:-1], rotations[1:], strict=True)])
-        lead = np.zeros(6)
+        moves = np.zeros((len(positions) + 1, 6))
+        moves[1:-1, :3] = np.diff(positions, axis=0)
+        moves[1:-1, 3:] = [pin.log3(a.T @ b) for a, b in zip(rotations[:-1], rotations[1:], strict=True)]
         if velocity is not None:
-            lead[:3] = chunk.step_period * velocity[:3]
-            lead[3:] = chunk.step_period * (rotations[0].T @ velocity[3:])
-        return cls(chunk.observation_stamp_ns, chunk.step_period, positions, rotations, turns, lead)
+            moves[0, :3] = chunk.step_period * velocity[:3]
+            moves[0, 3:] = chunk.step_period * (rotations[0].T @ velocity[3:])
+        return cls(chunk.observation_stamp_ns, chunk.step_period, positions, rotations, moves)
 
     @property
     def duration(self) -> float:
@@ -71,19 +71,10 @@ class Path:
         k = min(int(u + 0.5), last)
         f = u - k
         before, after = 0.5 * (0.5 - f) ** 2, 0.5 * (0.5 + f) ** 2
-        here = self.positions[k]
-        out = np.eye(4)
-        out[:3, 3] = here
-        turn = np.zeros(3)
-        if k > 0:
-            out[:3, 3] += before * (self.positions[k - 1] - here)
-            # Seen from knot k the way back is the same axis turned the other way.
-            turn -= before * self.turns[k - 1]
-        else:
-            out[:3, 3] -= before * self.lead[:3]
-            turn -= before * self.lead[3:]
-        if k < last:
-            out[:3, 3] += after * (self.positions[k + 1] - here)
-            turn += after * self.turns[k]
-        out[:3, :3] = self.rotations[k] @ pin.exp3(turn)
+        # Seen from knot k the way back is the move to it turned the other way.
+        move = after * self.moves[k + 1] - before * self.moves[k]
+        out = np.zeros((4, 4))
+        out[3, 3] = 1.0
+        out[:3, 3] = self.positions[k] + move[:3]
+        out[:3, :3] = self.rotations[k] @ pin.exp3(move[3:])
         return out

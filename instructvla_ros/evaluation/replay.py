@@ -19,7 +19,6 @@ import numpy as np
 from ..control.kinematics import Kinematics
 from ..datatypes import ActionChunk, Image, Observation, Reasoning, RobotState
 from ..errors import ConfigError, DataError, InstructVLAError, ObservationError
-from ..geometry import Array
 from ..observing import Pacer, Stale, Synchronizer
 from ..policy import Policy, PreparingPolicy
 from ..settings import Control, PolicySettings
@@ -37,7 +36,7 @@ from .replay_source import (
     WordsEvent,
     due_ns,
 )
-from .replay_trace import Judged, Trace, Track
+from .replay_trace import Judged, Trace, TrackBuilder
 from .runlog import plain
 
 _PLACE_HOLDER = np.zeros((1, 1, 3), dtype=np.uint8)
@@ -185,8 +184,7 @@ class _Run:
         self.due = _recorded_stamps(recording) if options.at == 'recorded' else options.stamps
         self.segment = 0  # first chunk of the instruction
         self.frames = dict.fromkeys(self.views, 0)
-        self.states: list[tuple[int, Array, float]] = []
-        self.commands: list[tuple[int, float]] = []
+        self.motion = TrackBuilder()
 
     @property
     def elapsed(self) -> float:
@@ -206,8 +204,7 @@ class _Run:
         elif isinstance(event, FrameEvent):
             self._take_frame(event)
         elif isinstance(event, GripperEvent):
-            if not self.commands or event.stamp_ns >= self.commands[-1][0]:
-                self.commands.append((event.stamp_ns, event.openness))
+            self.motion.command(event.stamp_ns, event.openness)
         elif isinstance(event, WordsEvent):
             self.words = True
             if not self.options.instruction:
@@ -231,9 +228,8 @@ class _Run:
         if problem:
             return
         pose = event.pose if event.pose is not None else self.forward(event.state.q)
-        if self.states and event.stamp_ns <= self.states[-1][0]:
-            return  # the stamps went back: the motion recorded before counts, a second one over it cannot
-        self.states.append((event.stamp_ns, pose, event.state.gripper))
+        if not self.motion.state(event.stamp_ns, pose, event.state.gripper):
+            return
         q = event.state.q[: self.joints]
         if len(q) == self.joints and np.isfinite(q).all():
             self.judge.state(RobotState(event.stamp_ns, q, event.state.dq[: self.joints], event.state.gripper))
@@ -385,14 +381,14 @@ class _Run:
             'together': self.asking.together,
             'privileged': self.policy.privileged,
             'frames': self.frames,
-            'states': len(self.states),
+            'states': len(self.motion),
             'duration': self.elapsed,
             'wall': time.perf_counter() - started,
             'instructions': list(dict.fromkeys(c.chunk.instruction for c in self.chunks)),
         }
         return Trace(
             meta=plain(meta),
-            track=Track.of(self.states, self.commands),
+            track=self.motion.track(),
             chunks=tuple(self.chunks),
             sentences=tuple(self.sentences),
             notes=tuple(self.notes),

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
+from queue import SimpleQueue
 from typing import Any
 
 from ..datatypes import ActionChunk, Ask, Observation, Reasoning, RobotState
@@ -23,8 +24,8 @@ TOGETHER = 40
 """Observations a policy is asked about at once: of 8 s at the usual rate, with four sentences."""
 FIRST = 8
 """Of the first ones fewer, so that the policy has something to do soon; then twice as many each time."""
-ALONE = 3
-"""Those that it is asked alone of the first ones and of every full number: one with a sentence, two that rest on it."""
+ALONE = 2
+"""Those that it is asked alone of the first ones and of every full number: with a sentence, and resting on one."""
 _HOLD = 'hold'
 
 
@@ -47,7 +48,7 @@ Then = Callable[[Answer], None]
 
 
 class Asking:
-    """Asks a policy in the background; :meth:`settle` hands the answers over.
+    """Asks a policy in the background and hands its answers over, in the order of the questions.
 
     A policy that can is asked about ``together`` observations at once, at the beginning about fewer. Some it is asked
     alone (:data:`ALONE`), as on the robot: that is how long it takes there. The others take no time of their own (nan).
@@ -64,7 +65,9 @@ class Asking:
         self._worker = ThreadPoolExecutor(1, 'policy')
         self._reasoning: Reasoning | None = None
         self._waiting: list[tuple[Ask, Then]] = []
-        self._open: tuple[Future[list[Answer]], list[Then]] | None = None
+        self._open: deque[Then] = deque()  # asked, and not answered yet
+        self._answers: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
+        self._era = 0  # of questions; a failure ends one
 
     def ask(self, seen: Observation, think: bool, then: Then) -> None:
         """Ask about an observation; ``then`` gets the answer, in the thread that calls this or :meth:`settle`.
@@ -73,14 +76,20 @@ class Asking:
             think: ask for a new sentence first, which takes the place of the one so far.
         """
         self._waiting.append((Ask(seen, think), then))
-        if len(self._waiting) >= self._size:
-            self._send()
+        asked = len(self._waiting)
+        if asked < self._size:
+            while self._open and not self._answers.empty():
+                self._hand_over()
+            return
+        self._send()
+        while len(self._open) > asked:  # it goes on with these meanwhile
+            self._hand_over()
 
     def settle(self) -> None:
         """Wait for the answers to all open questions. Raises what the policy raised."""
         self._send()
-        last, self._open = self._open, None
-        self._hand_over(last)
+        while self._open:
+            self._hand_over()
 
     def forget(self) -> None:
         """The sentence so far is about another instruction. To be called when nothing is open."""
@@ -89,41 +98,43 @@ class Asking:
 
     def close(self) -> None:
         """End the thread; open questions are forgotten."""
+        self._open.clear()
         self._worker.shutdown(cancel_futures=True)
 
     def _send(self) -> None:
-        before, self._open = self._open, None
-        if self._waiting:
-            asks, thens = zip(*self._waiting, strict=True)
-            self._waiting = []
-            alone = len(asks) if self.together == 1 else ALONE if self._timed else 0
-            self._open = self._worker.submit(self._answer, asks, alone), list(thens)
-            self._size = min(2 * self._size, self.together)
-            self._timed = self._size == self.together
-        # Only now, so that the policy goes on meanwhile.
-        self._hand_over(before)
-
-    def _hand_over(self, done: tuple[Future[list[Answer]], list[Then]] | None) -> None:
-        if done is None:
+        if not self._waiting:
             return
-        answers, thens = done
-        try:
-            got = answers.result()
-        except BaseException:
-            self._open = None  # without these answers those behind them have no place
-            raise
-        for answer, then in zip(got, thens, strict=True):
-            then(answer)
+        asks, thens = zip(*self._waiting, strict=True)
+        self._waiting = []
+        self._open += thens
+        alone = len(asks) if self.together == 1 else ALONE if self._timed else 0
+        self._worker.submit(self._answer, asks, alone, self._era)
+        self._size = min(2 * self._size, self.together)
+        self._timed = self._size == self.together
 
-    def _answer(self, asks: Sequence[Ask], alone: int) -> list[Answer]:
-        answers = [self._alone(ask) for ask in asks[:alone]]
-        rest = asks[alone:]
-        if rest:
-            assert isinstance(self._policy, BatchPolicy)
-            acts = self._policy.act_many(rest, self._reasoning)
-            answers += [Answer(act.said, nan, act.chunk, nan) for act in acts]
-            self._reasoning = next((act.said for act in reversed(acts) if act.said is not None), self._reasoning)
-        return answers
+    def _hand_over(self) -> None:
+        era, answer = self._answers.get()
+        if era != self._era:
+            return
+        if isinstance(answer, BaseException):
+            self._open.clear()  # without this answer those behind it have no place
+            self._waiting = []
+            self._era += 1
+            raise answer
+        self._open.popleft()(answer)
+
+    def _answer(self, asks: Sequence[Ask], alone: int, era: int) -> None:
+        try:
+            for ask in asks[:alone]:
+                self._answers.put((era, self._alone(ask)))
+            rest = asks[alone:]
+            if rest:
+                assert isinstance(self._policy, BatchPolicy)
+                for act in self._policy.act_many(rest, self._reasoning):
+                    self._answers.put((era, Answer(act.said, nan, act.chunk, nan)))
+                    self._reasoning = act.said or self._reasoning
+        except BaseException as err:  # raised where the answer is waited for
+            self._answers.put((era, err))
 
     def _alone(self, ask: Ask) -> Answer:
         began = time.perf_counter()

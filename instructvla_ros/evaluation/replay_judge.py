@@ -26,15 +26,17 @@ from ..control.safety_chunk import check_chunk
 from ..datatypes import ActionChunk, RobotState, Verdict, VerdictAction
 from ..errors import SetupError
 from ..settings import Control, Embodiment
+from .replay_verdicts import Verdicts
 
 NO_MOTION = ('joint_state', 'anchor')
 """Rules that say why the controller has no starting point, which is no judgement of the chunk itself."""
 
 Judgement = tuple[list[dict[str, Any]], dict[int, str]]
-"""Verdicts in their order, and for every refused chunk (by its number) the rule."""
+"""Entries of :class:`~.replay_verdicts.Verdicts`, and for every refused chunk (by its number) the rule."""
 
 _LEAP = 2_000_000_000  # ns by which a clock that leaps is told from one that runs
 _BATCH = 256  # calls that go to the other process together
+_NICE = 10  # of that process: it has time until the policy, which needs the longest, is done
 
 
 class Judging(Protocol):
@@ -75,7 +77,7 @@ class Judge:
         self._next_tick = 0
         self._state: RobotState | None = None
         self._waiting: list[tuple[int, int, ActionChunk]] = []
-        self._verdicts: list[dict[str, Any]] = []
+        self._verdicts = Verdicts()
         self._refused: dict[int, str] = {}
 
     def state(self, state: RobotState) -> None:
@@ -109,7 +111,7 @@ class Judge:
 
     def finish(self) -> Judgement:
         """See :class:`Judging`."""
-        return self._verdicts, self._refused
+        return self._verdicts.entries, self._refused
 
     def close(self) -> None:
         """See :class:`Judging`."""
@@ -130,10 +132,8 @@ class Judge:
 
     def _keep(self, verdicts: Iterable[Verdict], stamp_ns: int) -> None:
         for v in verdicts:
-            if v.action is VerdictAction.PASSED or v.rule in NO_MOTION:
-                continue
-            words = {k: getattr(v, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
-            self._verdicts.append({'stamp_ns': stamp_ns, 'action': v.action.name, **words})
+            if v.action is not VerdictAction.PASSED and v.rule not in NO_MOTION:
+                self._verdicts.add(stamp_ns, v)
 
 
 class JudgeProcess:
@@ -245,6 +245,7 @@ def _serve(link: Connection) -> None:
 
 def main() -> int:
     """Judge for the process that started this one, over the socket given by its number."""
+    os.nice(_NICE)
     with Connection(int(sys.argv[1])) as link:
         try:
             _serve(link)

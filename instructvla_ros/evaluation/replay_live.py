@@ -21,7 +21,8 @@ from ..errors import ConfigError
 from ..geometry import Array
 from .replay_judge import NO_MOTION
 from .replay_source import ChunkEvent, EpisodeRecording, Event, GripperEvent, Recording, SaidEvent, StateEvent
-from .replay_trace import Judged, Trace, Track
+from .replay_trace import Judged, Trace, TrackBuilder
+from .replay_verdicts import Verdicts
 from .runlog import plain
 
 
@@ -65,24 +66,23 @@ class LiveTrace:
         self._bounds = bounds
         self._judged_alone: set[str] = set()
         self._lock = threading.Lock()
-        self._states: list[tuple[int, Array, float]] = []
-        self._commands: list[tuple[int, float]] = []
+        self._motion = TrackBuilder()
         self._notes: list[dict[str, Any]] = []
         self._recorded: list[ActionChunk] = []
         self._chunks: dict[str, ActionChunk] = {}
         self._sentences: dict[str, dict[str, Any]] = {}
-        self._verdicts: list[dict[str, Any]] = []
+        self._verdicts = Verdicts()
         self._refused: dict[str, str] = {}
 
     def played(self, event: Event) -> None:
         """An event was published."""
         with self._lock:
             if isinstance(event, StateEvent):
-                if np.isfinite(event.state.q).all() and (not self._states or event.stamp_ns > self._states[-1][0]):
+                if np.isfinite(event.state.q).all():
                     pose = event.pose if event.pose is not None else self._forward(event.state.q)
-                    self._states.append((event.stamp_ns, pose, event.state.gripper))
+                    self._motion.state(event.stamp_ns, pose, event.state.gripper)
             elif isinstance(event, GripperEvent):
-                self._commands.append((event.stamp_ns, event.openness))
+                self._motion.command(event.stamp_ns, event.openness)
             elif isinstance(event, SaidEvent) and event.text:
                 self._notes.append({'stamp_ns': event.stamp_ns, 'text': event.text})
             elif isinstance(event, ChunkEvent):
@@ -122,8 +122,7 @@ class LiveTrace:
             if verdict.rule in NO_MOTION:
                 counted = self._alone(stamp_ns, verdict.chunk_id)
             for each in counted:
-                words = {k: getattr(each, k) for k in ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')}
-                self._verdicts.append({'stamp_ns': stamp_ns, 'action': each.action.name, **words})
+                self._verdicts.add(stamp_ns, each)
                 if each.action is VerdictAction.REFUSED and each.chunk_id:
                     self._refused.setdefault(each.chunk_id, each.rule)
             return counted
@@ -161,8 +160,7 @@ class LiveTrace:
                         if judged[j].chunk.instruction != judged[k].chunk.instruction:
                             break
                         judged[j] = replace(judged[j], until_ns=min(end, judged[j].until_ns))
-            first = self._states[0][0] if self._states else 0
-            last = self._states[-1][0] if self._states else 0
+            track = self._motion.track()
             return Trace(
                 meta=plain(
                     {
@@ -171,17 +169,17 @@ class LiveTrace:
                         'revision': judged[0].chunk.checkpoint_revision if judged else '',
                         'mode': 'live',
                         'judged': True,
-                        'duration': (last - first) * 1e-9,
+                        'duration': track.duration,
                         'instructions': list(dict.fromkeys(j.chunk.instruction for j in judged)),
                         'frames': {},
                         **meta,
                     }
                 ),
-                track=Track.of(self._states, self._commands),
+                track=track,
                 chunks=tuple(judged),
                 sentences=tuple(self._sentences.values()),
                 notes=tuple(self._notes),
-                verdicts=tuple(plain(self._verdicts)),
+                verdicts=tuple(plain(self._verdicts.entries)),
                 trouble=dict(self._recording.trouble.counts),
                 missing=tuple(self._recording.missing),
                 recorded_chunks=tuple(self._recorded),

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..geometry import apply_delta
+from ..geometry import apply_delta, integrate
 from .metrics import percentiles
 from .replay_trace import Aligned, Data, Trace, align
+from .replay_verdicts import excess
 
 DIMENSIONS = ('dx', 'dy', 'dz', 'rx', 'ry', 'rz', 'gripper')
 WINDOW = 0.5  # s within which two gripper events are the same
@@ -170,22 +171,24 @@ def open_loop(a: Aligned) -> tuple[Data, Data, Data]:
     times, rows = executed(a)
     if not len(rows):
         return np.zeros(0, dtype=np.int64), np.zeros((0, 4, 4)), np.zeros((0, 4, 4))
-    stamps, poses, truth = [int(times[0])], [a.reference[0]], [a.poses[0, 0]]
-    pose = a.reference[0]
+    stamps, truth = [int(times[0])], [a.poses[0, 0]]
+    poses, steps, start = [a.reference[:1]], [], a.reference[0]
     for n, (c, k) in enumerate(rows):
         end = int(times[n + 1]) if n + 1 < len(rows) else int(times[n]) + period
         share = (end - int(times[n])) / period
         step = a.predicted[c, k, :6]
         if not np.isfinite(step).all():
             continue
-        pose = apply_delta(pose, step * (share if share < 1.5 else 1.0), _frame(a), _rotation(a))
+        steps.append(step * (share if share < 1.5 else 1.0))
         stamps.append(end)
-        poses.append(pose)
         following = a.poses[rows[n + 1][0], rows[n + 1][1]] if n + 1 < len(rows) else a.poses[c, k + 1]
         truth.append(following)
         if share > 1.5 and n + 1 < len(rows):
-            pose = a.reference[rows[n + 1][0]]
-    return np.array(stamps, dtype=np.int64), np.array(poses), np.array(truth)
+            poses.append(integrate(start, steps, _frame(a), _rotation(a)))
+            steps, start = [], a.reference[rows[n + 1][0]]
+    if steps:
+        poses.append(integrate(start, steps, _frame(a), _rotation(a)))
+    return np.array(stamps, dtype=np.int64), np.concatenate(poses), np.array(truth)
 
 
 def leaves_start(a: Aligned) -> dict[str, Any]:
@@ -311,12 +314,12 @@ def safety(trace: Trace) -> list[dict[str, Any]]:
         groups.setdefault((v['rule'], v['action']), []).append(v)
     out = []
     for (rule, action), members in groups.items():
-        worst = max(members, key=lambda v: _excess(v['value'], v['limit']))
+        worst = max(members, key=lambda v: excess(v['value'], v['limit']))
         out.append(
             {
                 'rule': rule,
                 'action': action,
-                'count': len(members),
+                'count': sum(v['count'] for v in members),
                 'chunks': len({v['chunk_id'] for v in members if v['chunk_id']}),
                 'value': worst['value'],
                 'limit': worst['limit'],
@@ -393,12 +396,6 @@ def _jerk(velocity: Data, gaps_ns: Data, period: float) -> float | None:
     )
     second = second[steady & np.isfinite(second).all(axis=1)]
     return float(np.sqrt((second**2).sum(axis=1).mean())) if len(second) else None
-
-
-def _excess(value: Any, limit: Any) -> float:
-    if value is None or limit is None or not np.isfinite([value, limit]).all():
-        return -np.inf
-    return abs(float(value)) - abs(float(limit))
 
 
 def _length(points: Data) -> float:

@@ -9,10 +9,10 @@ import numpy as np
 from ..control.kinematics import Kinematics
 from ..datatypes import ActionChunk, Observation, Reasoning, new_id
 from ..errors import ConfigError, DataError
-from ..geometry import Array, pose_from_xyz_rpy
+from ..geometry import pose_from_xyz_rpy
 from ..settings import PolicySettings
 from .replay_source import GripperEvent, Recording, SaidEvent, StateEvent
-from .replay_trace import Track, deltas
+from .replay_trace import Track, TrackBuilder, deltas
 
 
 def track_of(recording: Recording, kinematics: Kinematics | None = None) -> tuple[Track, list[tuple[int, str]]]:
@@ -22,22 +22,20 @@ def track_of(recording: Recording, kinematics: Kinematics | None = None) -> tupl
         DataError: the recording holds no joint states.
     """
     forward = recording.forward or (kinematics or Kinematics(recording.embodiment)).forward
-    states: list[tuple[int, Array, float]] = []
-    commands: list[tuple[int, float]] = []
+    motion = TrackBuilder()
     said: list[tuple[int, str]] = []
     for event in recording.events(pictures=False):
         if isinstance(event, StateEvent):
-            if np.isfinite(event.state.q).all() and (not states or event.stamp_ns > states[-1][0]):
+            if np.isfinite(event.state.q).all():
                 pose = event.pose if event.pose is not None else forward(event.state.q)
-                states.append((event.stamp_ns, pose, event.state.gripper))
+                motion.state(event.stamp_ns, pose, event.state.gripper)
         elif isinstance(event, GripperEvent):
-            if not commands or event.stamp_ns >= commands[-1][0]:
-                commands.append((event.stamp_ns, event.openness))
+            motion.command(event.stamp_ns, event.openness)
         elif isinstance(event, SaidEvent) and event.text:
             said.append((event.stamp_ns, event.text))
-    if not states:
+    if not len(motion):
         raise DataError(f'{recording.name} holds no usable joint state; nothing can be compared with it')
-    return Track.of(states, commands), said
+    return motion.track(), said
 
 
 class RecordedPolicy:

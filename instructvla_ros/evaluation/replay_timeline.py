@@ -21,7 +21,7 @@ from ..datatypes import ActionChunk, Reasoning, ReasoningKind, Verdict, VerdictA
 from ..errors import DataError
 from ..visual import chunk_poses
 from .replay_source import ChunkEvent, GripperEvent, Recording, SaidEvent, StateEvent, WordsEvent, due_ns
-from .replay_trace import Data, Track
+from .replay_trace import Data, Track, TrackBuilder
 from .runlog import plain
 
 CHANNELS = ('x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper')
@@ -102,8 +102,7 @@ def read_motion(
         DataError: it cannot be read or holds fewer than two joint states.
     """
     forward = recording.forward or forward
-    states: list[tuple[int, Data, float]] = []
-    commands: list[tuple[int, float]] = []
+    motion = TrackBuilder()
     words: list[tuple[int, str]] = []
     notes: list[tuple[int, str]] = []
     seams: list[int] = []
@@ -113,22 +112,22 @@ def read_motion(
         if due_ns(event) - first > duration * 1e9:
             break
         if isinstance(event, StateEvent):
-            if states and event.stamp_ns < states[-1][0] + _SHORTEST or not np.isfinite(event.state.q).all():
+            if event.stamp_ns < motion.last_ns + _SHORTEST or not np.isfinite(event.state.q).all():
                 continue
             pose = event.pose if event.pose is not None else forward(event.state.q)
-            states.append((event.stamp_ns, pose, event.state.gripper))
+            motion.state(event.stamp_ns, pose, event.state.gripper)
         elif isinstance(event, GripperEvent):
-            if not commands or event.stamp_ns >= commands[-1][0]:
-                commands.append((event.stamp_ns, event.openness))
+            motion.command(event.stamp_ns, event.openness)
         elif isinstance(event, WordsEvent):
             words.append((event.stamp_ns, event.instruction.strip()))
         elif isinstance(event, SaidEvent) and event.text:
             notes.append((event.stamp_ns, event.text))
         elif isinstance(event, ChunkEvent):
             seams.append(event.chunk.observation_stamp_ns)
-    if len(states) < 2:
-        raise DataError(f'{recording.name} holds {len(states)} usable joint states: there is no motion to show')
-    start = states[0][0]
+    if len(motion) < 2:
+        raise DataError(f'{recording.name} holds {len(motion)} usable joint states: there is no motion to show')
+    track = motion.track()
+    start = int(track.stamps_ns[0])
 
     def since(stamp: int) -> float:
         return round((stamp - start) * 1e-9, 3)
@@ -137,7 +136,7 @@ def read_motion(
         words = [(start, instruction)]
     return Motion(
         recording.name,
-        Track.of(states, commands),
+        track,
         start,
         tuple((since(s), w) for s, w in words),
         tuple((since(s), n) for s, n in notes),

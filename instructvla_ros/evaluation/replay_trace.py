@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..datatypes import ActionChunk
 from ..errors import DataError
 from .runlog import plain
 
-FORMAT = 1
+FORMAT = 2
 NUMBERS, WORDS = 'replay.npz', 'replay.json'
 MAX_GAP = 0.6  # s between two joint states over which the motion is not interpolated
 Data = NDArray[Any]
@@ -43,19 +44,6 @@ class Track:
     openness: Data
     commands_ns: Data = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     commanded: Data = field(default_factory=lambda: np.zeros(0))
-
-    @classmethod
-    def of(cls, states: Sequence[tuple[int, Data, float]], commands: Sequence[tuple[int, float]]) -> Track:
-        """Track of states (stamp [ns], tcp pose (4, 4), openness) and gripper commands (stamp [ns], openness)."""
-        poses = np.array([p for _, p, _ in states]).reshape(-1, 4, 4)
-        return cls(
-            np.array([s for s, _, _ in states], dtype=np.int64),
-            poses[:, :3, 3],
-            Rotation.from_matrix(poses[:, :3, :3]).as_quat() if len(poses) else np.zeros((0, 4)),
-            np.array([g for _, _, g in states], dtype=np.float64),
-            np.array([s for s, _ in commands], dtype=np.int64),
-            np.array([g for _, g in commands], dtype=np.float64),
-        )
 
     def poses(self, stamps_ns: Data) -> Data:
         """Poses (..., 4, 4) at stamps (...) [ns]; NaN outside the recording and in its gaps."""
@@ -98,6 +86,50 @@ class Track:
     def duration(self) -> float:
         """Seconds from the first to the last joint state."""
         return float(self.stamps_ns[-1] - self.stamps_ns[0]) * 1e-9 if len(self.stamps_ns) else 0.0
+
+
+class TrackBuilder:
+    """Collects a :class:`Track`: 112 bytes a state, because a recording may be long."""
+
+    def __init__(self) -> None:
+        self._stamps, self._states = array('q'), array('d')  # of a state: three rows of its pose, openness
+        self._told_at, self._told = array('q'), array('d')
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+    @property
+    def last_ns(self) -> int:
+        """Stamp of the newest state [ns]; before the first one no stamp is older."""
+        return self._stamps[-1] if self._stamps else -(2**63)
+
+    def state(self, stamp_ns: int, pose: Data, openness: float) -> bool:
+        """The tcp was at pose (4, 4). False: the stamp went back; of two motions over each other the first counts."""
+        if stamp_ns <= self.last_ns:
+            return False
+        self._stamps.append(stamp_ns)
+        self._states.extend(pose[:3].ravel().tolist())
+        self._states.append(openness)
+        return True
+
+    def command(self, stamp_ns: int, openness: float) -> None:
+        """The gripper was told this openness; a stamp that goes back is left out."""
+        if not self._told_at or stamp_ns >= self._told_at[-1]:
+            self._told_at.append(stamp_ns)
+            self._told.append(openness)
+
+    def track(self) -> Track:
+        """What there is so far."""
+        rows = np.array(self._states).reshape(-1, 13)
+        poses = rows[:, :12].reshape(-1, 3, 4)
+        return Track(
+            np.array(self._stamps, dtype=np.int64),
+            poses[..., 3].copy(),
+            Rotation.from_matrix(poses[..., :3]).as_quat() if len(poses) else np.zeros((0, 4)),
+            rows[:, 12].copy(),
+            np.array(self._told_at, dtype=np.int64),
+            np.array(self._told, dtype=np.float64),
+        )
 
 
 def deltas(poses: Data, frame: str, rotation: Convention) -> Data:
@@ -151,7 +183,7 @@ class Trace:
         meta: name, policy, checkpoint, revision, seed, mode, command, counts of events, wall time, ...
         track: recorded motion. chunks: in the order of their observations.
         sentences: dicts stamp_ns, text, instruction, latency, tokens. notes: recorded or annotated sentences
-            (stamp_ns, text). verdicts: dicts as in :class:`~.runlog.RunLog`.
+            (stamp_ns, text). verdicts: entries of :class:`~.replay_verdicts.Verdicts`.
         stale: reason -> how often there was no observation. trouble: what could not be read. missing: what the
             recording lacks. recorded_chunks: of the policy that ran during the recording.
     """

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -208,15 +208,16 @@ class InstructVLAPolicy:
             model_latency=latency,
         )
 
-    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
-        """Sentences and chunks about many observations, as if asked one after the other.
+    def act_many(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> Iterator[Act]:
+        """Sentences and chunks about many observations, as if asked one after the other; the first ones come early.
 
         Only what does not depend on the chunk before is shared out in batches; with real-time chunking nothing is.
         """
         if self._settings.realtime != 'off' or len(asks) < 2:
-            return self._one_by_one(asks, reasoning)
+            yield from self._one_by_one(asks, reasoning)
+            return
         with self._lanes('chunk'):
-            return act_all(self._together(), [Turn(self, asks, reasoning)])[0]
+            yield from act_all(self._together(), [Turn(self, asks, reasoning)])
 
     def member(self) -> InstructVLAPolicy:
         """One more episode on these weights: settings and everything remembered are its own."""
@@ -228,21 +229,19 @@ class InstructVLAPolicy:
         """What each member says and does about its observation, as if asked alone, in batches."""
         told = list(zip(cast(Sequence[InstructVLAPolicy], members), asks, reasonings, strict=True))
         if len(told) < 2 or any(m._settings.realtime != 'off' for m, _, _ in told):
-            return [m._one_by_one([ask], reasoning)[0] for m, ask, reasoning in told]
+            return [act for m, ask, reasoning in told for act in m._one_by_one([ask], reasoning)]
         with self._lanes('chunk'):
             turns = [Turn(m, [ask], reasoning) for m, ask, reasoning in told]
-            return [acts[0] for acts in act_all(self._together(), turns)]
+            return list(act_all(self._together(), turns))
 
     def _together(self) -> Together:
         return Together(self._bundle, self._euler_steps)
 
-    def _one_by_one(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> list[Act]:
-        acts = []
+    def _one_by_one(self, asks: Sequence[Ask], reasoning: Reasoning | None) -> Iterator[Act]:
         for ask in asks:
             said = self.think(ask.observation) if ask.think else None
             reasoning = said or reasoning
-            acts.append(Act(said, self.infer(ask.observation, reasoning)))
-        return acts
+            yield Act(said, self.infer(ask.observation, reasoning))
 
     def warm_up(self) -> None:
         """Run everything once on black images, so that the first real call is not slower; the state is reset."""
