@@ -243,7 +243,7 @@ class JointReader:
         if fingers:
             travel = position[fingers]
             self._require_finite(travel, self._fingers, 'position')
-            self._openness = float(np.clip(travel.mean() / self._half_width, 0.0, 1.0))
+            self._openness = min(max(sum(travel.tolist()) / len(fingers) / self._half_width, 0.0), 1.0)
         if not arm:
             return None
         q = position[arm]
@@ -282,7 +282,10 @@ class JointReader:
 
     @staticmethod
     def _require_finite(values: Array, names: Sequence[str], what: str) -> None:
-        for name, value in zip(names, values.tolist(), strict=True):
+        numbers = values.tolist()
+        if all(map(math.isfinite, numbers)):
+            return
+        for name, value in zip(names, numbers, strict=True):
             if not math.isfinite(value):
                 raise ObservationError(f'joint state: {what} of {name} is {value}')
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class Synchronizer:
 
     def feed_state(self, state: RobotState) -> str:
         """Take a joint state; return '' or why it was dropped."""
-        if not (np.all(np.isfinite(state.q)) and np.all(np.isfinite(state.dq)) and np.isfinite(state.gripper)):
+        if not (np.isfinite(state.q).all() and np.isfinite(state.dq).all() and isfinite(state.gripper)):
             return f'{JOINT_STATES}: a position, velocity or the gripper is not a finite number'
         with self._lock:
             newest = self._states[-1].stamp_ns if self._states else None

@@ -10,7 +10,7 @@ import pytest
 
 from instructvla_ros.datatypes import Act
 from instructvla_ros.errors import ObservationError
-from instructvla_ros.evaluation.replay_asking import ALONE, FIRST, Asking, WaitingJudge
+from instructvla_ros.evaluation.replay_asking import ALONE, FIRST, TIMED, Asking, WaitingJudge
 
 
 class Diary:
@@ -88,6 +88,16 @@ def test_the_policy_has_something_to_do_soon():
     asking.settle()
     asking.close()
     assert len(policy.many[-1]) == FIRST - ALONE and len(got) == 9 * FIRST
+
+
+def test_of_a_long_recording_only_some_are_asked_alone():
+    policy, got = Fast(), []
+    asking = Asking(policy, together=FIRST)
+    for k in range(8 * TIMED):
+        asking.ask(k, False, got.append)
+    asking.settle()
+    asking.close()
+    assert sum(isfinite(a.infer) for a in got) == TIMED and len(got) == 8 * TIMED
 
 
 def test_what_was_asked_behind_a_failure_is_not_answered():

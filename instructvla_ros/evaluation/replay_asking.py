@@ -25,7 +25,9 @@ TOGETHER = 40
 FIRST = 8
 """Of the first ones fewer, so that the policy has something to do soon; then twice as many each time."""
 ALONE = 2
-"""Those that it is asked alone of the first ones and of every full number: with a sentence, and resting on one."""
+"""Those that it is asked alone of the first ones and of each full number: with a sentence, and resting on one."""
+TIMED = 8
+"""So many in all, of one instruction: enough to know how long it takes."""
 _HOLD = 'hold'
 
 
@@ -51,7 +53,7 @@ class Asking:
     """Asks a policy in the background and hands its answers over, in the order of the questions.
 
     A policy that can is asked about ``together`` observations at once, at the beginning about fewer. Some it is asked
-    alone (:data:`ALONE`), as on the robot: that is how long it takes there. The others take no time of their own (nan).
+    alone (:data:`ALONE`, :data:`TIMED`), as on the robot: that is how long it takes there. The others take no time of their own (nan).
 
     Args:
         together: 1 asks any policy about one observation after the other.
@@ -61,7 +63,7 @@ class Asking:
         self._policy = policy
         self.together = together if isinstance(policy, BatchPolicy) else 1
         self._size = min(FIRST, self.together)
-        self._timed = True
+        self._alone_left, self._full = TIMED, True
         self._worker = ThreadPoolExecutor(1, 'policy')
         self._reasoning: Reasoning | None = None
         self._waiting: list[tuple[Ask, Then]] = []
@@ -94,7 +96,7 @@ class Asking:
     def forget(self) -> None:
         """The sentence so far is about another instruction. To be called when nothing is open."""
         self._reasoning = None
-        self._size, self._timed = min(FIRST, self.together), True
+        self._size, self._alone_left, self._full = min(FIRST, self.together), TIMED, True
 
     def close(self) -> None:
         """End the thread; open questions are forgotten."""
@@ -107,10 +109,12 @@ class Asking:
         asks, thens = zip(*self._waiting, strict=True)
         self._waiting = []
         self._open += thens
-        alone = len(asks) if self.together == 1 else ALONE if self._timed else 0
+        timed = min(ALONE, self._alone_left) if self._full else 0
+        self._alone_left -= timed
+        alone = len(asks) if self.together == 1 else timed
         self._worker.submit(self._answer, asks, alone, self._era)
         self._size = min(2 * self._size, self.together)
-        self._timed = self._size == self.together
+        self._full = self._size == self.together
 
     def _hand_over(self) -> None:
         era, answer = self._answers.get()
