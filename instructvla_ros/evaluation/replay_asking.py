@@ -53,7 +53,8 @@ class Asking:
     """Asks a policy in the background and hands its answers over, in the order of the questions.
 
     A policy that can is asked about ``together`` observations at once, at the beginning about fewer. Some it is asked
-    alone (:data:`ALONE`, :data:`TIMED`), as on the robot: that is how long it takes there. The others take no time of their own (nan).
+    alone (:data:`ALONE`, :data:`TIMED`), as on the robot: that is how long it takes there. The others take no time of
+    their own (nan).
 
     Args:
         together: 1 asks any policy about one observation after the other.
