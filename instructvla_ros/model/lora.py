@@ -8,6 +8,7 @@ instead of two per adapter.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,14 @@ from .packed import PackedLinear, multiply, pack
 
 Gate = Tensor | float | None
 """None: the base layer alone. float: every adapter with this factor. Tensor (B, N, count * rank): factor per token."""
+
+
+class Multiplier(Protocol):
+    """Multiplies by a base weight in a way of its own."""
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        ...
 
 
 class LoraLinear(nn.Linear):
@@ -33,6 +42,7 @@ class LoraLinear(nn.Linear):
         self.lora_a: nn.Parameter | None = nn.Parameter(torch.empty(total, inputs))
         self.lora_b: nn.Parameter | None = nn.Parameter(torch.empty(outputs, total))
         self.packed: Tensor | None = None
+        self.frozen: Multiplier | None = None
         self.reset_adapters()
 
     def reset_adapters(self) -> None:
@@ -55,6 +65,8 @@ class LoraLinear(nn.Linear):
         """x (B, N, in) -> (B, N, out) without adapters."""
         if self.packed is not None:
             return multiply(x, self.packed, self.bias)
+        if self.frozen is not None:
+            return self.frozen.multiply(x, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
@@ -79,7 +91,7 @@ def apply(layer: nn.Linear | PackedLinear, x: Tensor, gate: Gate) -> Tensor:
         return layer.base(x) if gate is None else layer.forward(x, gate)
     if isinstance(layer, PackedLinear):
         return multiply(x, layer.packed, layer.bias)
-    return F.linear(x, layer.weight, layer.bias)
+    return layer.forward(x)
 
 
 def adapt(layer: nn.Module, adapters: Adapters) -> None:

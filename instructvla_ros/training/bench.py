@@ -5,8 +5,9 @@ the DINO blocks behind the tap run and are thrown away; the whole embedding and 
 state for the few rows of the latent queries, whose other rows a hook sets to zero; every position of the sequence gets
 logits over the whole vocabulary, in stage 2 also in the base pass of the gate, which runs the adapters on zeros and
 evaluates a loss that nobody uses; the last layers compute rows that nobody reads; AdamW passes over every weight once
-per operation, not once in all. The parameters that move are the same, and so is the loss, which is compared. What
-Python hooks and unfused adapter pairs cost the reference is not imitated.
+per operation, not once in all; matrices that are not trained are multiplied by rows. The parameters that move are the
+same, and so is the loss, which is compared. What Python hooks and unfused adapter pairs cost the reference is not
+imitated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..model.config import ModelConfig, preset
 from ..model.device import pick_device
 from ..model.dino import FilmBlock
 from ..model.flow import flow_loss, interpolate
+from ..model.frozen import pack_frozen
 from ..model.instructvla import Batch, InstructVLA
 from ..model.prompt import IGNORE
 from ..model.trainable import set_trainable
@@ -139,6 +141,7 @@ class OurStep(nn.Module):
     def __init__(self, model: InstructVLA) -> None:
         super().__init__()
         self.model = model
+        pack_frozen(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """Flow loss and cross entropy, summed."""

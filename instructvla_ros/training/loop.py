@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import CheckpointError, DataError
 from ..model.checkpoint import save
+from ..model.frozen import pack_frozen
 from . import forgetting
 from .grounding import word_ids
 from .objective import Objective
@@ -82,6 +83,8 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
         probes = forgetting.begin(run, folder, team.device)
     if state:
         _restore_weights(state, objective)
+    if team.device.type == 'cpu' and not options.sharded:
+        pack_frozen(run.bundle.model)
     module = team.take(objective)
     if options.checkpoint_activations and module.mixed and team.device.type == 'cpu':
         for decoder in (module.model.vlm.decoder, module.model.expert.decoder):

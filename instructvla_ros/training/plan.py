@@ -9,6 +9,7 @@ import torch
 from ..data.episodes import Dataset
 from ..model.checkpoint import open_source
 from ..model.config import ModelConfig, preset
+from ..model.frozen import frozen_matrices
 from ..model.instructvla import InstructVLA
 from ..model.trainable import set_trainable
 from .precision import mixed_precision
@@ -23,8 +24,9 @@ class Plan:
 
     Attributes:
         parameters, trainable: counts. parts: trainable parameters by part of the model.
-        weights_gb, gradients_gb, optimizer_gb, activations_gb: of one process without sharding. The activations are
-            an estimate from the shapes (kept inputs of linears and attention), good to about a factor of two.
+        weights_gb, packed_gb, gradients_gb, optimizer_gb, activations_gb: of one process without sharding; packed are
+            the copies by which a CPU multiplies (:mod:`~instructvla_ros.model.frozen`). The activations are an estimate
+            from the shapes (kept inputs of linears and attention), good to about a factor of two.
     """
 
     recipe: str
@@ -37,14 +39,15 @@ class Plan:
     samples: int
     epochs: float
     weights_gb: float
+    packed_gb: float
     gradients_gb: float
     optimizer_gb: float
     activations_gb: float
 
     @property
     def total_gb(self) -> float:
-        """Sum of the four."""
-        return self.weights_gb + self.gradients_gb + self.optimizer_gb + self.activations_gb
+        """Sum of the five."""
+        return self.weights_gb + self.packed_gb + self.gradients_gb + self.optimizer_gb + self.activations_gb
 
     def text(self) -> str:
         """For people."""
@@ -54,8 +57,9 @@ class Plan:
             f'{self.episodes} episodes, {self.frames} frames; {self.samples} samples are {self.epochs:.1f} epochs'
             if self.frames
             else f'no dataset named yet; {self.samples} samples',
-            f'memory of one process: {self.total_gb:.1f} GB = weights {self.weights_gb:.1f} + gradients '
-            f'{self.gradients_gb:.1f} + optimiser {self.optimizer_gb:.1f} + activations ~{self.activations_gb:.1f}',
+            f'memory of one process: {self.total_gb:.1f} GB = weights {self.weights_gb:.1f} + packed copies '
+            f'{self.packed_gb:.1f} + gradients {self.gradients_gb:.1f} + optimiser {self.optimizer_gb:.1f} '
+            f'+ activations ~{self.activations_gb:.1f}',
         ]
         return '\n'.join(lines)
 
@@ -97,10 +101,18 @@ def plan(options: Training) -> Plan:
         samples,
         samples / max(1, frames),
         total * 4 / GB,
+        _packed(model, options) * width / GB,
         trained * 4 / GB,
         trained * 8 / GB,
         _activations(config, options) * width / GB,
     )
+
+
+def _packed(model: InstructVLA, options: Training) -> int:
+    """Numbers in packed copies: of each matrix forward and transposed."""
+    if torch.cuda.is_available() or options.sharded:
+        return 0
+    return 2 * sum(layer.weight.numel() for _, _, layer in frozen_matrices(model))
 
 
 def _part(name: str) -> str:
