@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image as PilImage
 
 from ..datatypes import PROPRIO_DIM, STEP_DIM, Image
-from ..errors import DataError
+from ..errors import DataError, ObservationError
 from ..geometry import Array
-from ..imaging import MAX_DECODED
+from ..imaging import decode
 
 FORMAT = 'instructvla_ros/episodes/1'
 META, INDEX, FOLDER = 'meta.json', 'index.jsonl', 'episodes'
@@ -91,12 +91,9 @@ class Frames(Sequence[Image]):
         if isinstance(k, slice):
             return Frames(self._blobs[k])
         try:
-            with PilImage.open(io.BytesIO(self._blobs[k]), formats=('JPEG', 'PNG')) as picture:
-                if picture.width * picture.height > MAX_DECODED:
-                    raise DataError(f'picture {k} has {picture.width} x {picture.height} pixels')
-                return np.asarray(picture.convert('RGB'))
-        except (OSError, SyntaxError, ValueError) as err:
-            raise DataError(f'picture {k} of {len(self)} cannot be decoded: {err}') from None
+            return decode(self._blobs[k])
+        except ObservationError as err:
+            raise DataError(f'picture {k} of {len(self)}: {err}') from None
 
     def encoded(self, k: int) -> bytes:
         """JPEG or PNG bytes of picture k."""
