@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ _RACES = 200  # of the executor with a subscription that is taken away, within a
 _SWITCH_INTERVAL = 0.001  # a paced thread gets the interpreter after at most this, instead of 5 ms [s]
 
 
+_begun: weakref.WeakSet[BaseNode] = weakref.WeakSet()  # all that live, whole or not
+
+
 class BaseNode(Node):
     """A node under ``/instructvla`` with diagnostics whose callbacks survive bad messages.
 
@@ -55,6 +59,7 @@ class BaseNode(Node):
         super().__init__(
             name, allow_undeclared_parameters=True, automatically_declare_parameters_from_overrides=True, **kwargs
         )
+        _begun.add(self)
         self.diagnostics = Diagnostics(self, hardware_id)
         self.leave: Callable[[], None] = lambda: rclpy.try_shutdown(context=self.context)
         self._warned: dict[str, float] = {}
@@ -149,6 +154,7 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
     came: set[int] = set()
     restore = _catch_signals(stop, building, came)
     nodes: list[BaseNode] = []
+    before = set(_begun)
     executor: Executor | None = None
     code = 0
     try:
@@ -199,6 +205,8 @@ def _run_nodes(factories: Sequence[Callable[[], BaseNode | None]], args: list[st
             code = 1
         return code
     finally:
+        for node in [n for n in _begun - before if n not in nodes]:
+            _give_up(node)
         for node in reversed(nodes):
             if executor is None:  # refused at start: threads of nodes already built have to end too
                 node.close()
@@ -261,6 +269,15 @@ def _spin(executor: Executor, stop: threading.Event, failure: list[BaseException
             failure.append(err)
     finally:
         stop.set()
+
+
+def _give_up(node: BaseNode) -> None:
+    """End what a constructor that was interrupted or failed has begun: Python must not end beside its threads."""
+    try:
+        node.close()
+        node.destroy_node()
+    except Exception:  # it lacks what was not made any more
+        pass
 
 
 class _Leave(BaseException):

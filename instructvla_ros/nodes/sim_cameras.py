@@ -71,10 +71,14 @@ class Cameras:
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, args=(first,), name='cameras', daemon=True)
         self._thread.start()
-        if not self._ready.wait(_START_TIMEOUT):
-            raise SetupError(f'the first image was not drawn within {_START_TIMEOUT:.0f} s')
-        if self._failure is not None:
-            raise self._failure
+        try:
+            if not self._ready.wait(_START_TIMEOUT):
+                raise SetupError(f'the first image was not drawn within {_START_TIMEOUT:.0f} s')
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:  # interrupted too
+            self.close()
+            raise
 
     def due(self, time_s: float) -> list[str]:
         """Views whose next frame is due at the simulated time [s] and that somebody listens to."""

@@ -64,6 +64,8 @@ class SimNode(runtime.BaseNode):
         self._lock = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._cameras: Cameras | None = None
         self._sim_ns = 0
         self._follower = TrajectoryFollower(self.embodiment, self.embodiment.home)
 
@@ -77,9 +79,8 @@ class SimNode(runtime.BaseNode):
         self._joints_message = JointState(name=[*self.embodiment.arm_joints, *self.embodiment.gripper.joints])
         self._joints_message.header.frame_id = self.embodiment.base_frame
         models = {c.view: self._world.camera(c.view) for c in sim.cameras}
-        self._cameras = (
-            Cameras(self, sim, self.embodiment, models, self._world.snapshot()) if sim.cameras else None
-        )
+        if sim.cameras:
+            self._cameras = Cameras(self, sim, self.embodiment, models, self._world.snapshot())
         self.create_subscription(
             JointTrajectory, topics.joint_trajectory, self.guard('joint_trajectory', self._on_trajectory), qos.COMMAND
         )
@@ -94,7 +95,8 @@ class SimNode(runtime.BaseNode):
     def close(self) -> None:
         """Stop physics and drawing."""
         self._stopping = True
-        self._thread.join(timeout=5.0)
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
         if self._cameras is not None:
             self._cameras.close()
 
