@@ -33,6 +33,13 @@ def test_pauses_chunks_subjects_and_clocks_that_go_back_begin_new_ones():
     assert [e['stamp_ns'] // PERIOD for e in kept.entries] == [0, 0, 2, 12, 1]
 
 
+def test_over_chunks_an_entry_goes_on_and_keeps_what_it_began_with():
+    kept = Verdicts(pause=0.3, per_chunk=False)
+    numbers = [kept.add(0, lag(5.0)), kept.add(25 * PERIOD, lag(9.0, chunk='c2')), kept.add(60 * PERIOD, lag(6.0))]
+    assert numbers == [0, 0, 1]
+    assert [(e['count'], e['value'], e['chunk_id']) for e in kept.entries] == [(2, 5.0, 'c1'), (1, 6.0, 'c1')]
+
+
 def test_what_has_no_number_is_no_excess():
     assert excess(None, 1.0) == excess(float('nan'), 1.0) == excess(2.0, float('inf')) == float('-inf')
     assert excess(-3.0, 1.0) == 2.0

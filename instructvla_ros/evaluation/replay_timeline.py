@@ -22,6 +22,7 @@ from ..errors import DataError
 from ..visual import chunk_poses
 from .replay_source import ChunkEvent, GripperEvent, Recording, SaidEvent, StateEvent, WordsEvent, due_ns
 from .replay_trace import Data, Track, TrackBuilder
+from .replay_verdicts import Verdicts
 from .runlog import plain
 
 CHANNELS = ('x', 'y', 'z', 'turn x', 'turn y', 'turn z', 'gripper')
@@ -169,8 +170,7 @@ class Timeline:
         self._chunks: OrderedDict[str, ActionChunk] = OrderedDict()
         self._shown: OrderedDict[str, Shown] = OrderedDict()
         self._said: OrderedDict[str, Reasoning] = OrderedDict()
-        self._verdicts: list[dict[str, Any]] = []
-        self._runs: dict[tuple[str, str, str], int] = {}
+        self._verdicts = Verdicts(pause=_SAME, per_chunk=False)
         self._news: set[int] = set()
         self._new_words: dict[str, Reasoning] = {}
 
@@ -192,19 +192,7 @@ class Timeline:
         if verdict.action is VerdictAction.PASSED:
             return
         with self._lock:
-            key = (verdict.rule, verdict.action.name, verdict.subject)
-            k = self._runs.get(key, -1)
-            if k >= 0 and 0 <= stamp_ns - self._verdicts[k]['until_ns'] <= _SAME * 1e9:
-                self._verdicts[k]['count'] += 1
-                self._verdicts[k]['until_ns'] = stamp_ns
-            else:
-                k = self._runs[key] = len(self._verdicts)
-                names = ('rule', 'subject', 'value', 'limit', 'unit', 'text', 'chunk_id')
-                words = {name: getattr(verdict, name) for name in names}
-                self._verdicts.append(
-                    {'stamp_ns': stamp_ns, 'until_ns': stamp_ns, 'action': verdict.action.name, 'count': 1, **words}
-                )
-            self._news.add(k)
+            self._news.add(self._verdicts.add(stamp_ns, verdict))
 
     @property
     def shown(self) -> list[Shown]:
@@ -221,7 +209,8 @@ class Timeline:
     def marks(self) -> list[tuple[float, str]]:
         """When the controller decided what (action) [s]."""
         with self._lock:
-            return [] if self.motion is None else [(self._since(v['stamp_ns']), v['action']) for v in self._verdicts]
+            entries = self._verdicts.entries if self.motion is not None else []
+            return [(self._since(v['stamp_ns']), v['action']) for v in entries]
 
     def news(self, now_ns: int) -> dict[str, Any] | None:
         """What came since the last call, as JSON data with the time ``now`` [s]; None before the motion is known."""
@@ -269,8 +258,9 @@ class Timeline:
         return {'id': said.id, 't': round(self._since(said.stamp_ns), 3), 'text': said.text}
 
     def _judged(self, k: int) -> dict[str, Any]:
-        v = {name: value for name, value in self._verdicts[k].items() if not name.endswith('_ns')}
-        t, until = (round(self._since(self._verdicts[k][name]), 3) for name in ('stamp_ns', 'until_ns'))
+        entry = self._verdicts.entries[k]
+        v = {name: value for name, value in entry.items() if not name.endswith('_ns')}
+        t, until = (round(self._since(entry[name]), 3) for name in ('stamp_ns', 'until_ns'))
         return {'n': k, 't': t, 'until': until, **v}
 
 

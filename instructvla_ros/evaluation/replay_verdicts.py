@@ -26,28 +26,37 @@ class Verdicts:
     """Collects them; :attr:`entries` are dicts in the order of their beginnings.
 
     An entry has ``stamp_ns`` and ``until_ns`` (first and last time), ``count``, ``action``, ``rule``, ``subject``,
-    ``unit``, ``chunk_id``, and ``value``, ``limit`` and ``text`` of the worst.
+    ``unit``, ``chunk_id``, and ``value``, ``limit`` and ``text``.
+
+    Args:
+        pause: within which equal verdicts are one entry [s].
+        per_chunk: an entry is about one chunk and has its worst number; otherwise it goes on from chunk to chunk and
+            has the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = TOGETHER, per_chunk: bool = True) -> None:
         self.entries: list[dict[str, Any]] = []
-        self._newest: dict[tuple[str, VerdictAction, str], dict[str, Any]] = {}
+        self._pause_ns, self._per_chunk = pause * 1e9, per_chunk
+        self._newest: dict[tuple[str, VerdictAction, str], int] = {}
 
-    def add(self, stamp_ns: int, verdict: Verdict) -> None:
-        """One verdict; stamps of an arm's clock [ns]."""
+    def add(self, stamp_ns: int, verdict: Verdict) -> int:
+        """Take one verdict, with the time of an arm's clock [ns]; returns the number of its entry."""
         key = verdict.rule, verdict.action, verdict.subject
-        entry = self._newest.get(key)
+        k = self._newest.get(key, -1)
+        entry = self.entries[k] if k >= 0 else None
         if (
             entry is not None
-            and entry['chunk_id'] == verdict.chunk_id
-            and 0 <= stamp_ns - entry['until_ns'] <= TOGETHER * 1e9
+            and (not self._per_chunk or entry['chunk_id'] == verdict.chunk_id)
+            and 0 <= stamp_ns - entry['until_ns'] <= self._pause_ns
         ):
             entry['until_ns'] = stamp_ns
             entry['count'] += 1
-            if excess(verdict.value, verdict.limit) <= excess(entry['value'], entry['limit']):
-                return
+            worse = excess(verdict.value, verdict.limit) > excess(entry['value'], entry['limit'])
+            if not (self._per_chunk and worse):
+                return k
         else:
-            entry = self._newest[key] = {
+            k = self._newest[key] = len(self.entries)
+            entry = {
                 'stamp_ns': stamp_ns,
                 'until_ns': stamp_ns,
                 'count': 1,
@@ -59,3 +68,4 @@ class Verdicts:
             }
             self.entries.append(entry)
         entry['value'], entry['limit'], entry['text'] = verdict.value, verdict.limit, verdict.text
+        return k
