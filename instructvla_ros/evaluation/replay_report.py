@@ -189,7 +189,9 @@ def _timeline(trace: Trace, a: Aligned, extent: tuple[float, float]) -> str:
         grip = [('open' if v else 'closed', s, e) for v, s, e in spans(seconds[good], g[good] > 0.5)]
         rows.append((label, [(css, s, e, f'{label}: {css}') for css, s, e in grip]))
     events = [
-        (float(trace.seconds(v['stamp_ns'])), v['action'].lower(), f'{v["rule"]}: {v["text"]}') for v in trace.verdicts
+        (float(trace.seconds(t)), v['action'].lower(), f'{v["rule"]}: {v["text"]}')
+        for v in trace.verdicts
+        for t in np.linspace(v['stamp_ns'], v['until_ns'], v['count'])
     ]
     if len(events) > MOST_EVENTS:
         events = events[:: len(events) // MOST_EVENTS + 1]
