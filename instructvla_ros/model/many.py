@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -44,7 +45,8 @@ def act_all(together: Together, turns: Sequence[Turn]) -> Iterator[Act]:
             yield turn.finish(k, actions, latency)
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True)
+class Wanted:
     """A latent that has to be read: its prompt, and what the thought is about."""
 
     prompt: Prompt
