@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError, DataError
@@ -19,6 +18,7 @@ from ..model.frozen import pack_frozen
 from . import forgetting
 from .grounding import word_ids
 from .objective import Objective
+from .optimizer import make_optimizer
 from .pacing import Clock, Stop
 from .parallel import Team
 from .precision import compute_alike
@@ -89,8 +89,7 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     if options.checkpoint_activations and module.mixed and team.device.type == 'cpu':
         for decoder in (module.model.vlm.decoder, module.model.expert.decoder):
             decoder._layer = compute_alike(decoder._layer)  # type: ignore[method-assign]
-    # Fused: one pass over every weight instead of ten.
-    optimizer = torch.optim.AdamW(_groups(module, options), options.lr, (0.9, options.beta2), fused=True)
+    optimizer = make_optimizer(module, options, team.sharded)
     average = Average(module, options.ema)
     first, best = _restore(state, team, optimizer, average) if state else (0, math.inf)
     wrapped, optimizer = team.prepare(optimizer)
@@ -186,15 +185,6 @@ def _step(wrapped: Any, optimizer: Any, team: Team, run: Run, step: int) -> dict
     return sums
 
 
-def _groups(objective: nn.Module, options: Training) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: only matrices are decayed."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    return [
-        {'params': [p for p in trained if p.dim() >= 2], 'weight_decay': options.weight_decay},
-        {'params': [p for p in trained if p.dim() < 2], 'weight_decay': 0.0},
-    ]
-
-
 def _validate(objective: Objective, run: Run, book: Log, step: int) -> float:
     options = run.options
     part = max(1, options.batch // options.accumulate)  # what is known to fit into memory
@@ -219,7 +209,7 @@ def _save_state(
     content = team.whole({'weights': trained, 'average': average.values, 'optimizer': inner.state_dict()})
     if team.first:
         facts = {'step': step, 'best': best, 'recipe': options.recipe, 'average_steps': average.steps}
-        save_state(folder, {**facts, **content})
+        save_state(folder, {**facts, 'moved_by': options.optimizer, **content})
 
 
 def _check(state: dict[str, Any], objective: Objective, options: Training, folder: Path) -> None:
@@ -231,6 +221,11 @@ def _check(state: dict[str, Any], objective: Objective, options: Training, folde
     own = {n: tuple(p.shape) for n, p in objective.named_parameters() if p.requires_grad}
     if state['recipe'] != options.recipe or own != {n: tuple(p.shape) for n, p in state['weights'].items()}:
         raise DataError(f'{folder} holds a run of {state["recipe"]} with other weights; choose another folder')
+    if (moved_by := state.get('moved_by', 'adamw')) != options.optimizer:
+        raise DataError(
+            f'{folder} holds a run with optimizer {moved_by}, asked for is {options.optimizer}: set optimizer={moved_by} '
+            'to go on, or choose another folder'
+        )
 
 
 def _restore_weights(state: dict[str, Any], objective: Objective) -> None:

@@ -36,9 +36,7 @@ class Objective(nn.Module):
             return self._losses(batch, labels, general)
 
     def _losses(self, batch: Batch, labels: Labels, general: Batch | None) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self.model(
-            batch, mask_padding=self.options.mask_padding, length_groups=self.options.length_groups
-        )
+        losses = self.model(batch, mask_padding=self.options.mask_padding, length_groups=self.options.length_groups)
         parts = {'flow': losses.flow, 'ce': losses.ce}
         total = losses.total
         if self.options.path_weight and losses.velocity is not None and batch.actions is not None:

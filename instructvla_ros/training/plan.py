@@ -12,6 +12,7 @@ from ..model.config import ModelConfig, preset
 from ..model.frozen import frozen_matrices
 from ..model.instructvla import InstructVLA
 from ..model.trainable import set_trainable
+from .optimizer import inner_matrices
 from .precision import mixed_precision
 from .settings import Training
 
@@ -71,7 +72,7 @@ def plan(options: Training) -> Plan:
         ConfigError, DataError, CheckpointError: as the run itself would.
     """
     config = open_source(options.init).config if options.init else preset(options.model)
-    if options.recipe == 'stage2' and config.stage == 1:
+    if (options.recipe == 'stage2' or options.two_adapters) and config.stage == 1:
         from ..config import replace
 
         config = replace(config, adapters=replace(config.adapters, count=2))
@@ -86,6 +87,8 @@ def plan(options: Training) -> Plan:
             trained += parameter.numel()
             part = _part(name)
             parts[part] = parts.get(part, 0) + parameter.numel()
+    # AdamW keeps two numbers of each weight, Muon one.
+    single = sum(p.numel() for p in inner_matrices(model)) if options.optimizer == 'muon' else 0
     datasets = [Dataset.open(d) for d in options.datasets]
     frames = sum(d.frames for d in datasets)
     samples = options.steps * options.batch
@@ -103,7 +106,7 @@ def plan(options: Training) -> Plan:
         total * 4 / GB,
         _packed(model, options) * width / GB,
         trained * 4 / GB,
-        trained * 8 / GB,
+        (trained * 2 - single) * 4 / GB,
         _activations(config, options) * width / GB,
     )
 

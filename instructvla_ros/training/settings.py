@@ -56,6 +56,10 @@ class Training:
     max_new_tokens: int = option(0, 'longest sentence of the result; 0: as the model has it', ge=0, le=4096)
     general: str = option('', 'conversations about pictures (LLaVA form): file, or folder with one; for general_batch')
     general_share: float = option(0.5, 'of the general batch taken from them; the rest is about scenes', ge=0.0, le=1.0)
+    two_adapters: bool = option(False, 'a model with one adapter gets the second and the gate, as for recipe stage2')
+    optimizer: str = option(
+        'adamw', 'muon: for the matrices of layers, from random weights in half of the steps', choices=('adamw', 'muon')
+    )
     lr: float = option(5e-5, 'learning rate', ge=0.0, le=1.0)
     warmup: int = option(0, 'steps of linear warm-up', ge=0)
     decay: float = option(0.0, 'share of the steps, at the end, over which the rate falls to nothing', ge=0.0, le=1.0)

@@ -87,9 +87,12 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
         raise ConfigError('no datasets: name at least one folder made by `instructvla dataset build`')
     bundle = load(options.init) if options.init else None
     config = bundle.config if bundle else preset(options.model)
-    if bundle is not None and options.recipe == 'stage2' and config.stage == 1:
-        bundle = to_stage2(bundle, config.adapters.gate_depth, config.adapters.gate_size, options.seed)
-        config = bundle.config
+    if config.stage == 1 and (options.two_adapters or (bundle is not None and options.recipe == 'stage2')):
+        if bundle is None:
+            config = replace(config, adapters=replace(config.adapters, count=2))
+        else:
+            bundle = to_stage2(bundle, config.adapters.gate_depth, config.adapters.gate_size, options.seed)
+            config = bundle.config
     stores = [open_frames(path, config, progress) for path in options.datasets]
     tested = [open_frames(path, config, progress) for path in options.validation]
     for store in stores:
