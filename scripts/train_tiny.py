@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the tiny checkpoint from nothing: scenes, demonstrations, stage 0 (words, pointing), stage 1, stage 2.
+"""Make the tiny checkpoint from nothing: scenes, demonstrations, stage 0 (words), stage 1, stage 2.
 
     python scripts/train_tiny.py --out runs/tiny
 
@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from instructvla_ros.cli import main as command_line
+from instructvla_ros.evaluation.machine import usable_cores
 from instructvla_ros.training.generate import Job, generate, jobs
+from instructvla_ros.training.launching import INTERRUPTED
 
 ALIKE = 0.6
 """Share of distractors in the colour of the target, in those scenes."""
+SHARES = {
+    'stage1': '[0.3,0.2,0.22,0.12,0.08,0.08]',
+    'stage2': '[0.25,0.18,0.22,0.14,0.1,0.11]',
+}
+"""Of demonstrations, alike, twins, still, still_alike, still_twins: sentences need many scenes, and motion motion."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,12 +36,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--out', type=Path, default=Path('runs/tiny'))
-    add('--scenes', type=int, default=10000, help='pictures of scenes for stage 0; as many more of things alike')
-    add('--demonstrations', type=int, default=900)
+    add('--scenes', type=int, default=8000, help='pictures of scenes for stage 0; as many more of things alike')
+    add('--demonstrations', type=int, default=400)
     add('--alike', type=int, default=300, help='more of them, among things of the colour of the target')
-    add('--twins', type=int, default=400, help='more of them, beside the same thing in another size')
-    add('--workers', type=int, default=os.cpu_count() or 1, help='processes that make demonstrations')
-    add('--threads', type=int, default=os.cpu_count() or 1, help='of the training')
+    add('--twins', type=int, default=300, help='more of them, beside the same thing in another size')
+    add('--workers', type=int, default=usable_cores(), help='processes that make demonstrations')
+    add('--processes', type=int, default=0, help='of the training; 0: one with a GPU, else as cores allow, at most 8')
     add('--set', nargs='+', default=[], metavar='STAGE.KEY=VALUE', help='for example stage1.steps=100')
     return parser.parse_args(argv)
 
@@ -54,16 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     }
     folders = {name: args.out / 'data' / name for name in wanted}
     still = [folders[n] for n in wanted if n.startswith('still')]
-    motion = [folder for folder in folders.values() if folder not in still]
+    every = [*(folder for folder in folders.values() if folder not in still), *still]
     try:
         for name, todo in wanted.items():
             part(args.out, name, lambda n=name, t=todo: make(folders[n], t, args.workers))
-        runs = {n: args.out / n for n in ('words', 'pointing', 'stage1', 'stage2')}
+        runs = {n: args.out / n for n in ('words', 'stage1', 'stage2')}
         for name, data, init in (
             ('words', still, None),
-            ('pointing', [*still, *motion], runs['words'] / 'checkpoint'),
-            ('stage1', motion, runs['pointing'] / 'checkpoint'),
-            ('stage2', [*motion, *still], runs['stage1'] / 'checkpoint'),
+            ('stage1', every, runs['words'] / 'checkpoint'),
+            ('stage2', every, runs['stage1'] / 'checkpoint'),
         ):
             part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))
     except KeyboardInterrupt:
@@ -104,18 +110,23 @@ def make(folder: Path, wanted: list[Job], workers: int) -> None:
 
 def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argparse.Namespace) -> None:
     """One training run."""
+    words = ['train', f'tiny_{name}', '--out', str(out), '--data', *map(str, data)]
+    words += ['--init', str(init)] if init else []
+    words += ['--processes', str(args.processes or processes())]
+    changes = [f'shares={SHARES[name]}'] if name in SHARES else []
+    changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
+    code = command_line([*words, '--set', *changes] if changes else words)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise SystemExit(code)
+
+
+def processes() -> int:
+    """One with a GPU; else a power of two, which divides the batches, of at most eight."""
     import torch
 
-    from instructvla_ros.commands.train import read_options
-    from instructvla_ros.training.loop import train
-
-    torch.set_num_threads(args.threads)
-    # Sentences need many scenes, and motion needs motion: by frames alone, pictures of scenes would be one in nine.
-    changes = ['shares=[0.25,0.15,0.15,0.2,0.1,0.15]'] if name == 'stage2' else []
-    changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
-    options = read_options(f'tiny_{name}', [str(d) for d in data], str(init) if init else '', changes)
-    if train(options, out).interrupted:
-        raise KeyboardInterrupt
+    return 1 if torch.cuda.is_available() else 2 ** min(3, usable_cores().bit_length() - 1)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,6 @@ RUNS = (
     'stage1',
     'stage2',
     'tiny_words',
-    'tiny_pointing',
     'tiny_stage1',
     'tiny_stage2',
     'tiny_together',

@@ -223,7 +223,7 @@ def _check(state: dict[str, Any], objective: Objective, options: Training, folde
         raise DataError(f'{folder} holds a run of {state["recipe"]} with other weights; choose another folder')
     if (moved_by := state.get('moved_by', 'adamw')) != options.optimizer:
         raise DataError(
-            f'{folder} holds a run with optimizer {moved_by}, asked for is {options.optimizer}: set optimizer={moved_by} '
+            f'{folder} holds a run with optimizer {moved_by}, not {options.optimizer}: set optimizer={moved_by} '
             'to go on, or choose another folder'
         )
 

@@ -1,7 +1,7 @@
 """What moves the weights: AdamW, or Muon for the matrices of layers and AdamW for the rest.
 
 Muon (Jordan 2024; rates as in arXiv 2502.16982, so that those of AdamW serve) makes every direction of a matrix's
-update equally long. A small model from random weights learns about as much from it in half of the steps.
+update equally long. A small model from random weights learned as much from it in two thirds of the steps.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Training:
     general_share: float = option(0.5, 'of the general batch taken from them; the rest is about scenes', ge=0.0, le=1.0)
     two_adapters: bool = option(False, 'a model with one adapter gets the second and the gate, as for recipe stage2')
     optimizer: str = option(
-        'adamw', 'muon: for the matrices of layers, from random weights in half of the steps', choices=('adamw', 'muon')
+        'adamw', 'muon: for the matrices of layers, fewer steps from random weights', choices=('adamw', 'muon')
     )
     lr: float = option(5e-5, 'learning rate', ge=0.0, le=1.0)
     warmup: int = option(0, 'steps of linear warm-up', ge=0)
