@@ -40,11 +40,11 @@ def test_every_weight_that_is_trained_has_one_place(made, tmp_path, monkeypatch,
     placed = [id(p) for g in optimizer.param_groups for p in g['params']]
     assert sorted(placed) == sorted(id(p) for p in objective.parameters() if p.requires_grad)
     names = {id(p): n for n, p in objective.named_parameters()}
-    inner = {names[id(p)] for p in inner_matrices(objective)}
+    inner = {names[id(p)] for p in inner_matrices(objective.model)}
     assert inner and not any('embed_tokens' in n or 'embedding' in n or n.startswith('grounding') for n in inner)
     assert all(min(dict(objective.named_parameters())[n].shape) >= optimizers.THIN for n in inner)
     monkeypatch.setattr(optimizers, 'THIN', 2)  # as thin as the adapters of the small model
-    assert any('lora' in names[id(p)] for p in inner_matrices(objective)) == (recipe != 'stage0')
+    assert any('lora' in names[id(p)] for p in inner_matrices(objective.model)) == (recipe != 'stage0')
 
 
 @needs_muon

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..model.instructvla import InstructVLA
+from .objective import Objective
 from .settings import Training
 
 THIN = 16
@@ -19,7 +21,7 @@ THIN = 16
 _MOMENTUM = 0.95
 
 
-def make_optimizer(objective: nn.Module, options: Training, sharded: bool = False) -> torch.optim.Optimizer:
+def make_optimizer(objective: Objective, options: Training, sharded: bool = False) -> torch.optim.Optimizer:
     """Optimiser of everything that is trained; only matrices are decayed.
 
     Raises:
@@ -31,7 +33,7 @@ def make_optimizer(objective: nn.Module, options: Training, sharded: bool = Fals
         raise ConfigError('optimizer muon needs whole matrices: leave `sharded` out, or set optimizer=adamw')
     if not hasattr(torch.optim, 'Muon'):
         raise ConfigError(f'optimizer muon needs torch 2.9 or later, this is {torch.__version__}; set optimizer=adamw')
-    matrices = inner_matrices(objective)
+    matrices = inner_matrices(objective.model)
     chosen = {id(p) for p in matrices}
     rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in chosen]
     if not matrices:
@@ -40,9 +42,9 @@ def make_optimizer(objective: nn.Module, options: Training, sharded: bool = Fals
     return _Joined(muon, _adamw(rest, options)) if rest else muon
 
 
-def inner_matrices(objective: nn.Module) -> list[nn.Parameter]:
-    """Trained matrices of linear layers and adapters of the model: no embeddings, no convolutions, no thin ones."""
-    linear = [m for m in getattr(objective, 'model', objective).modules() if isinstance(m, nn.Linear)]
+def inner_matrices(model: InstructVLA) -> list[nn.Parameter]:
+    """Trained matrices of linear layers and adapters: no embeddings, no convolutions, no thin ones."""
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     every = {id(p): p for m in linear for p in m.parameters(recurse=False)}
     return [p for p in every.values() if p.requires_grad and p.dim() == 2 and min(p.shape) >= THIN]
 
