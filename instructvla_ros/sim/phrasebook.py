@@ -29,18 +29,40 @@ def knowledge() -> list[tuple[str, str]]:
     for book in BOOKS.values():
         for color, hints in book.hints.items():
             for hint in hints:
-                out += [(question.format(hint), color) for question in _OF_COLOR]
-                out.append((f'name the colour of {hint}.', f'{hint} is {color}.'))
-        out += [(f'what colour is {word}?', color) for color, words in book.colors.items() for word in words]
-        out += [(f'what is a {word}?', f'a {noun}') for noun, words in book.nouns.items() for word in words]
+                sentence = f'{hint[0].upper()}{hint[1:]} is {color}.'
+                out += [(question.format(hint), color) for question in _COLOR_OF]
+                out += [(question.format(hint), sentence) for question in _ABOUT]
+        for color, words in book.colors.items():
+            out += [(question.format(word), color) for word in words for question in _COLOR_MEANT]
+        for noun, words in book.nouns.items():
+            out += [(question.format(word), f'a {noun}') for word in words for question in _NOUN_MEANT]
         for noun in book.nouns:
             for use in book.use[noun]:
                 out += [(f'which toy is {use}?', f'the {noun}'), (f'{use}: which toy is that?', f'the {noun}')]
-        out += [(f'what place is meant by {where}?', f'the {noun}') for noun, w in book.where.items() for where in w]
+                out.append((f'{use}, do you know it?', f'That is a {noun}.'))
+        for noun, places in book.where.items():
+            out += [(question.format(where), f'the {noun}') for where in places for question in _PLACE_MEANT]
         for lines, meaning in ((book.verb_pick, 'pick up'), (book.verb_put, 'put')):
             verbs = [found[1] for found in map(_BARE_VERB.match, lines) if found]
-            out += [(f'what does {verb} mean?', meaning) for verb in verbs]
+            out += [(question.format(verb), meaning) for verb in verbs for question in _VERB_MEANT]
     return out
 
 
-_OF_COLOR = ('what colour is {}?', 'which colour does {} have?', 'which colour do you see in {}?')
+_COLOR_OF = (
+    'what colour is {}?',
+    'which color does {} have?',
+    'which colour do you see in {}?',
+    'yesterday i saw {}, which colour was it?',
+    'is {} red or yellow or of another color?',
+)
+_ABOUT = (
+    'name the colour of {}.',
+    'what do you know about {}?',
+    'tell me about {} and its color.',
+    'the word is {}, say its colour.',
+    'somebody has {} at home, which paint would be right for it?',
+)
+_COLOR_MEANT = ('what colour is {}?', 'what does {} mean?', 'somebody says {}, which color is meant?')
+_NOUN_MEANT = ('what is a {}?', 'what does {} mean?', 'somebody says {}, what is meant?')
+_PLACE_MEANT = ('what place is meant by {}?', '{}: which place is that?')
+_VERB_MEANT = ('what does {} mean?', 'somebody says {}, what is to be done?')

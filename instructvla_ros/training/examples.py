@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,11 @@ from .settings import Training
 COLORS = ('red', 'green', 'blue', 'yellow', 'orange', 'purple', 'white', 'black')
 SHAPES = ('cube', 'ball', 'cylinder', 'bowl', 'plate')
 SIZES = ('small', 'medium', 'large')
-COMMANDS, FACTS, CAPTIONS = 0.2, 0.15, 0.6
-"""Of the dialogues without motion: plain commands, and facts about words. Of those about a picture: captions, which
-name everything in it in order and so teach most."""
+COMMANDS, TOLD, FACTS, CAPTIONS = 0.15, 0.2, 0.25, 0.6
+"""Of the dialogues without motion: plain commands, instructions for a scene told in words, and facts about words. Of
+those about a picture: captions, which name everything in it in order and so teach most."""
+LISTED = re.compile(r'From [^.]*\.')
+"""What an answer says about the order of things, see :mod:`instructvla_ros.sim.reasons`."""
 CLASSES = len(COLORS) * len(SHAPES) + 1
 """Colour and shape together, and the drawer."""
 PHASE_WEIGHTS = {'approach': 0.7, 'descend': 1.3, 'close': 1.6, 'open': 1.3, 'lower': 1.4, 'release': 1.5, 'lift': 0.8}
@@ -158,9 +161,10 @@ class Examples:
         return batch, self._labels(rows, chosen)
 
     def general(self, rng: np.random.Generator, count: int) -> Batch:
-        """Dialogues without motion: captions and questions about one picture, what words mean, and plain commands.
+        """Dialogues without motion: captions and questions about one picture, and what needs none and costs little.
 
-        The last two need no picture and cost little; from plain commands a small model learns to repeat names.
+        The latter are plain commands, from which a small model learns to repeat names, instructions for a scene that
+        is told in words, from which it learns what they refer to, and facts about words.
         """
         encoded: list[Encoded] = []
         shown: list[int] = []  # rows whose picture is needed
@@ -172,10 +176,8 @@ class Examples:
             texts = self.corpus[self.store.episode[row]]
             pair = self._asked(texts, rng)
             draw = rng.random()
-            if self.facts and (pair is None or draw < COMMANDS + FACTS):
-                said = _command(texts, rng) if draw < COMMANDS else None
-                pair = said or self.facts[int(rng.integers(len(self.facts)))]
-                encoded.append(self.prompts.dialog(_turns(*pair), images=0))
+            if self.facts and (pair is None or draw < COMMANDS + TOLD + FACTS):
+                encoded.append(self.prompts.dialog(_turns(*self._unseen(texts, draw, rng)), images=0))
             elif pair is not None:
                 if not shown or shown[-1] != row:
                     shown.append(row)
@@ -187,6 +189,12 @@ class Examples:
         pixels = torch.from_numpy(siglip_scale(np.array(self.store.joined[shown]))) if shown else None
         picture = torch.tensor(which) if len(which) > len(shown) else None
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), pixels, picture=picture)
+
+    def _unseen(self, texts: Texts, draw: float, rng: np.random.Generator) -> tuple[str, str]:
+        said = None
+        if draw < COMMANDS + TOLD:
+            said = _command(texts, rng) if draw < COMMANDS else _told(texts, rng)
+        return said or self.facts[int(rng.integers(len(self.facts)))]
 
     @staticmethod
     def _asked(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
@@ -248,6 +256,22 @@ def _command(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
     # The first is the sentence of the episode, which may say more than the answer repeats.
     command = variant.plain[int(rng.integers(1, len(variant.plain)))]
     return REASON.format(command), variant.rewritten[0][1]
+
+
+def _told(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
+    """An instruction with its answer, behind words for what stands there; None for episodes without either.
+
+    The words are the list of the answer, where looking decides, or a caption.
+    """
+    variant = texts.variants[int(rng.integers(len(texts.variants)))]
+    pools = [pool for pool in (variant.rewritten, variant.situated) if pool]
+    if not pools or not texts.captions:
+        return None
+    pool = pools[int(rng.integers(len(pools)))]
+    instruction, answer = pool[int(rng.integers(len(pool)))]
+    listed = LISTED.search(answer)
+    scene = listed[0] if listed else texts.captions[int(rng.integers(len(texts.captions)))]
+    return f'{scene} {REASON.format(instruction)}', answer
 
 
 def _turns(question: str, answer: str) -> list[Message]:

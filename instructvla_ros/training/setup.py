@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 DATASET = 'train'
 FROM_DATA = 'data'
 RETRIES = 100
+SENTENCES = 20_000
+"""Of the data, from which a new tokenizer is made: all up to twice so many, of more an even selection."""
 
 
 @dataclass
@@ -151,7 +153,8 @@ def _new(
 ) -> Bundle:
     """A model with random weights and a tokenizer of its own sentences."""
     texts = [t for c in corpora for t in every_sentence(c)]
-    texts += [part for pair in knowledge() for part in pair] * 20
+    # So many and no more: the words of large data must not leave the rarer words of the facts in pieces.
+    texts = texts[:: max(1, len(texts) // SENTENCES)] + [part for pair in knowledge() for part in pair] * 20
     frame = ['system', 'user', 'assistant', 'You are a helpful assistant.', ACTION, REASON, PRIMITIVE]
     texts += [t.replace('{}', '') for t in frame] * 500
     texts += [*CAPTION_REQUESTS] * 50
