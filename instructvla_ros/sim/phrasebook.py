@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from .book import Book
 from .phrases_held_out import HELD_OUT
 from .phrases_train import TRAIN
+from .reasons import color_known, kind_known
 
 _BARE_VERB = re.compile(r'^(\w+(?: up)?) \{t\}(?: \{w\})?$')
 
@@ -29,9 +30,8 @@ def knowledge() -> list[tuple[str, str]]:
     for book in BOOKS.values():
         for color, hints in book.hints.items():
             for hint in hints:
-                sentence = f'{hint[0].upper()}{hint[1:]} is {color}.'
                 out += [(question.format(hint), color) for question in _COLOR_OF]
-                out += [(question.format(hint), sentence) for question in _ABOUT]
+                out += [(question.format(hint), color_known(hint, color)) for question in _ABOUT]
         for color, words in book.colors.items():
             out += [(question.format(word), color) for word in words for question in _COLOR_MEANT]
         for noun, words in book.nouns.items():
@@ -39,7 +39,7 @@ def knowledge() -> list[tuple[str, str]]:
         for noun in book.nouns:
             for use in book.use[noun]:
                 out += [(f'which toy is {use}?', f'the {noun}'), (f'{use}: which toy is that?', f'the {noun}')]
-                out.append((f'{use}, do you know it?', f'That is a {noun}.'))
+                out.append((f'{use}, do you know it?', kind_known(noun)))
         for noun, places in book.where.items():
             out += [(question.format(where), f'the {noun}') for where in places for question in _PLACE_MEANT]
         for lines, meaning in ((book.verb_pick, 'pick up'), (book.verb_put, 'put')):

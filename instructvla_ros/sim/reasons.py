@@ -7,6 +7,7 @@ the decision, so that the decision can rest on it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,18 +16,35 @@ from ..datatypes import SceneObject
 from .references import Reference, View, across
 
 ORDERS = {'across': 'From left to right: {}.', 'depth': 'From near to far: {}.'}
+_LISTED = re.compile('|'.join(re.escape(order).replace(r'\{\}', '[^.]*') for order in ORDERS.values()))
 
 
 def reason(reference: Reference, view: View) -> str:
     """Sentences that lead to the target, '' where its words are enough, such as 'Grass is green.'."""
     said = []
     if reference.hint:
-        said.append(f'{reference.hint[0].upper()}{reference.hint[1:]} is {view.target.color}.')
+        said.append(color_known(reference.hint, view.target.color))
     if reference.kind == 'use':
-        said.append(f'That is a {view.target.category}.')
+        said.append(kind_known(view.target.category))
     if reference.look:
         said.append(ORDERS[reference.look].format(listing(view.all, reference.look)))
     return ' '.join(said)
+
+
+def color_known(hint: str, color: str) -> str:
+    """What is known of a thing, such as 'Grass is green.'."""
+    return f'{hint[0].upper()}{hint[1:]} is {color}.'
+
+
+def kind_known(noun: str) -> str:
+    """What a use tells, such as 'That is a ball.'."""
+    return f'That is a {noun}.'
+
+
+def listed(sentence: str) -> str:
+    """The list of what stands there in what the robot says, '' without one."""
+    found = _LISTED.search(sentence)
+    return found[0] if found else ''
 
 
 def listing(objects: Iterable[SceneObject], look: str) -> str:

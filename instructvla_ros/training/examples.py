@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from ..model.images import dino_scale, siglip_scale
 from ..model.instructvla import Batch
 from ..model.prompt import Encoded, Message, PromptEncoder
 from ..model.statistics import Statistics
+from ..sim.reasons import listed
 from ..wording import REASON
 from .augment import augment
 from .corpus import Texts, Variant
@@ -31,8 +31,6 @@ SIZES = ('small', 'medium', 'large')
 COMMANDS, TOLD, FACTS, CAPTIONS = 0.15, 0.2, 0.25, 0.6
 """Of the dialogues without motion: plain commands, instructions for a scene told in words, and facts about words. Of
 those about a picture: captions, which name everything in it in order and so teach most."""
-LISTED = re.compile(r'From [^.]*\.')
-"""What an answer says about the order of things, see :mod:`instructvla_ros.sim.reasons`."""
 CLASSES = len(COLORS) * len(SHAPES) + 1
 """Colour and shape together, and the drawer."""
 PHASE_WEIGHTS = {'approach': 0.7, 'descend': 1.3, 'close': 1.6, 'open': 1.3, 'lower': 1.4, 'release': 1.5, 'lift': 0.8}
@@ -269,8 +267,7 @@ def _told(texts: Texts, rng: np.random.Generator) -> tuple[str, str] | None:
         return None
     pool = pools[int(rng.integers(len(pools)))]
     instruction, answer = pool[int(rng.integers(len(pool)))]
-    listed = LISTED.search(answer)
-    scene = listed[0] if listed else texts.captions[int(rng.integers(len(texts.captions)))]
+    scene = listed(answer) or texts.captions[int(rng.integers(len(texts.captions)))]
     return f'{scene} {REASON.format(instruction)}', answer
 
 
