@@ -24,6 +24,7 @@ from instructvla_ros.training.augment import augment  # noqa: E402
 from instructvla_ros.training.examples import CLASSES, class_of, is_held_out  # noqa: E402
 from instructvla_ros.training.grounding import Grounding, patch_labels, pick, soft_cells  # noqa: E402
 from instructvla_ros.training.loop import learning_rate, train  # noqa: E402
+from instructvla_ros.training.plan import plan  # noqa: E402
 from instructvla_ros.training.settings import GroundingWeights, Mixture, Training  # noqa: E402
 from instructvla_ros.training.setup import prepare  # noqa: E402
 from instructvla_ros.training.state import load_state  # noqa: E402
@@ -149,6 +150,13 @@ def test_several_dialogues_share_a_picture_and_lose_nothing(made, tmp_path):
     torch.testing.assert_close(gradient, weight.grad, rtol=1e-4, atol=1e-7)
     done = train(options(made, tellings=3, steps=2, **talk), tmp_path / 'run', progress=False)
     assert not done.interrupted and done.steps == 2
+
+
+def test_stage2_from_nothing_is_refused(made, tmp_path):
+    asked = options(made, recipe='stage2')
+    assert plan(asked).trainable > 0, 'its memory can be worked out all the same'
+    with pytest.raises(ConfigError, match='stage-1 checkpoint with --init'):
+        prepare(asked, tmp_path, progress=False)
 
 
 def test_stage2_keeps_the_expert(made, tmp_path):

@@ -16,8 +16,9 @@ from instructvla_ros.model.checkpoint import load  # noqa: E402
 from instructvla_ros.training import optimizer as optimizers  # noqa: E402
 from instructvla_ros.training.loop import train  # noqa: E402
 from instructvla_ros.training.objective import Objective  # noqa: E402
-from instructvla_ros.training.optimizer import inner_matrices, make_optimizer  # noqa: E402
+from instructvla_ros.training.optimizer import check_optimizer, inner_matrices, make_optimizer  # noqa: E402
 from instructvla_ros.training.plan import plan  # noqa: E402
+from instructvla_ros.training.settings import Training  # noqa: E402
 from instructvla_ros.training.setup import prepare  # noqa: E402
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, 'Muon'), reason='torch.optim.Muon came with torch 2.9')
@@ -76,14 +77,13 @@ def test_a_run_goes_on_exactly(made, tmp_path):
         train(options(made, steps=5, **{**EVERYTHING, 'optimizer': 'adamw'}), tmp_path / 'half', progress=False)
 
 
-def test_what_muon_needs_is_named(made, tmp_path, monkeypatch):
-    run = prepare(options(made, optimizer='muon'), tmp_path, progress=False)
-    objective = Objective(run.bundle.model, run.options)
+def test_what_muon_needs_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
+    muon = Training(optimizer='muon', datasets=('missing',))
     with pytest.raises(ConfigError, match='whole matrices'):
-        make_optimizer(objective, run.options, sharded=True)
+        check_optimizer(muon, sharded=True)
     monkeypatch.delattr(torch.optim, 'Muon', raising=False)
     with pytest.raises(ConfigError, match=r'torch 2\.9 or later.*optimizer=adamw'):
-        make_optimizer(objective, run.options)
+        train(muon, tmp_path, progress=False)
 
 
 def test_muon_keeps_one_number_of_a_matrix_where_adamw_keeps_two(made):

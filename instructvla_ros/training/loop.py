@@ -18,7 +18,7 @@ from ..model.frozen import pack_frozen
 from . import forgetting
 from .grounding import word_ids
 from .objective import Objective
-from .optimizer import make_optimizer
+from .optimizer import check_optimizer, make_optimizer
 from .pacing import Clock, Stop
 from .parallel import Team
 from .precision import compute_alike
@@ -69,6 +69,7 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     team = Team(options.sharded)
+    check_optimizer(options, team.sharded)
     torch.manual_seed(options.seed)
     with team.accelerator.main_process_first():  # it makes the caches that the others read
         run = prepare(options, folder, progress and team.first)
@@ -89,7 +90,7 @@ def train(options: Training, out: str | Path, progress: bool = True) -> Outcome:
     if options.checkpoint_activations and module.mixed and team.device.type == 'cpu':
         for decoder in (module.model.vlm.decoder, module.model.expert.decoder):
             decoder._layer = compute_alike(decoder._layer)  # type: ignore[method-assign]
-    optimizer = make_optimizer(module, options, team.sharded)
+    optimizer = make_optimizer(module, options)
     average = Average(module, options.ema)
     first, best = _restore(state, team, optimizer, average) if state else (0, math.inf)
     wrapped, optimizer = team.prepare(optimizer)

@@ -21,18 +21,24 @@ THIN = 16
 _MOMENTUM = 0.95
 
 
-def make_optimizer(objective: Objective, options: Training, sharded: bool = False) -> torch.optim.Optimizer:
-    """Optimiser of everything that is trained; only matrices are decayed.
+def check_optimizer(options: Training, sharded: bool = False) -> None:
+    """What can be known before anything is loaded.
 
     Raises:
         ConfigError: Muon with sharded weights, or with a torch that has none.
     """
     if options.optimizer == 'adamw':
-        return _adamw([p for p in objective.parameters() if p.requires_grad], options)
+        return
     if sharded:
         raise ConfigError('optimizer muon needs whole matrices: leave `sharded` out, or set optimizer=adamw')
     if not hasattr(torch.optim, 'Muon'):
         raise ConfigError(f'optimizer muon needs torch 2.9 or later, this is {torch.__version__}; set optimizer=adamw')
+
+
+def make_optimizer(objective: Objective, options: Training) -> torch.optim.Optimizer:
+    """Optimiser of everything that is trained; only matrices are decayed."""
+    if options.optimizer == 'adamw':
+        return _adamw([p for p in objective.parameters() if p.requires_grad], options)
     matrices = inner_matrices(objective.model)
     chosen = {id(p) for p in matrices}
     rest = [p for p in objective.parameters() if p.requires_grad and id(p) not in chosen]

@@ -72,7 +72,7 @@ def plan(options: Training) -> Plan:
         ConfigError, DataError, CheckpointError: as the run itself would.
     """
     config = open_source(options.init).config if options.init else preset(options.model)
-    if (options.recipe == 'stage2' or options.two_adapters) and config.stage == 1:
+    if options.gains_adapter(config.stage):
         from ..config import replace
 
         config = replace(config, adapters=replace(config.adapters, count=2))

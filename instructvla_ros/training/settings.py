@@ -83,3 +83,7 @@ class Training:
     checkpoint_activations: bool = option(False, 'less memory, more time')
     sharded: bool = option(False, 'of several processes each holds a share of every weight (FSDP), not all (DDP)')
     seed: int = option(0, 'of everything random', ge=0)
+
+    def gains_adapter(self, stage: int) -> bool:
+        """Whether a model of ``stage`` (1 or 2) gets the second adapter and the gate before this run."""
+        return stage == 1 and (self.two_adapters or self.recipe == 'stage2')

@@ -89,8 +89,10 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
         raise ConfigError('no datasets: name at least one folder made by `instructvla dataset build`')
     bundle = load(options.init) if options.init else None
     config = bundle.config if bundle else preset(options.model)
-    if config.stage == 1 and (options.two_adapters or (bundle is not None and options.recipe == 'stage2')):
+    if options.gains_adapter(config.stage):
         if bundle is None:
+            if options.recipe == 'stage2':
+                raise ConfigError('recipe stage2 goes on from a model that acts: name a stage-1 checkpoint with --init')
             config = replace(config, adapters=replace(config.adapters, count=2))
         else:
             bundle = to_stage2(bundle, config.adapters.gate_depth, config.adapters.gate_size, options.seed)
