@@ -127,6 +127,18 @@ def test_start_anywhere_with_a_closed_hand(seed):
     assert solve(episode, world=world)[0].success
 
 
+def test_the_hand_still_pushes_when_the_drawer_meets_its_stop():
+    """Whoever learns to creep up to the stop leaves the drawer a little open."""
+    slowest = []
+
+    def watch(scene, plan):
+        if plan.phase == 'push' and scene.objects['drawer'].opening < 0.02:
+            slowest.append(float(np.linalg.norm(plan.steps[0, :2])))
+
+    assert solve(make_episode('close_drawer', 3), each=watch)[0].success
+    assert slowest and min(slowest) > 0.006, 'metres per tenth of a second'
+
+
 def test_put_in_the_drawer_opens_it_when_it_is_shut():
     episode = episode_from_instruction('put the red cube in the drawer', 1)
     world = KinematicWorld(episode)

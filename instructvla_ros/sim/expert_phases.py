@@ -27,8 +27,10 @@ LOW_ENOUGH = 0.006
 """The same in height [m]; small enough that the object is then ``placed``."""
 LIFT = 0.12
 """Height [m] of a picked object's lowest point when the pick is done."""
-PULLED, PUSHED = DRAWER_TRAVEL - 0.015, 0.004
+PULLED, PUSHED = DRAWER_TRAVEL - 0.015, 0.003
 """Openings [m] at which the drawer is let go."""
+FOLLOW_THROUGH = 0.03
+"""How far beyond shut the hand aims [m]: it still moves when the drawer meets its stop; a learner would creep there."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _drawer(scene: SceneState, drawer: SceneObject, opening: bool) -> Intent:
     turned = abs(wrap(heading - yaw_of(scene.tcp_pose)))
     at = float(np.hypot(offset[0], offset[1])) < 0.015 and abs(offset[2]) < 0.015 and turned < 0.2
     if at and scene.held == drawer.name and gripped:
-        left = (DRAWER_TRAVEL if opening else -0.01) - drawer.opening
+        left = (DRAWER_TRAVEL if opening else -FOLLOW_THROUGH) - drawer.opening
         # The hand follows the handle sideways and stays level, the rest is along the drawer.
         end = np.array([*(handle[:2] + along[:2] * left), tcp[2]])
         return Intent(
