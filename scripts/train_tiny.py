@@ -24,11 +24,20 @@ from instructvla_ros.training.launching import INTERRUPTED
 
 ALIKE = 0.6
 """Share of distractors in the colour of the target, in those scenes."""
-SHARES = {
-    'stage1': '[0.3,0.2,0.22,0.12,0.08,0.08]',
-    'stage2': '[0.25,0.18,0.22,0.14,0.1,0.11]',
-}
-"""Of demonstrations, alike, twins, still, still_alike, still_twins: sentences need many scenes, and motion motion."""
+SLIP = 0.1
+"""Share of chunks with an object in hand that lose it, in demonstrations of what to do about that."""
+STAGES: dict[str, dict[str, float]] = {
+    'words': {'still': 0.5, 'still_alike': 0.25, 'still_twins': 0.25},
+    'stage1': {
+        'demonstrations': 0.3, 'alike': 0.2, 'twins': 0.22,
+        'still': 0.12, 'still_alike': 0.08, 'still_twins': 0.08,
+    },
+    'stage2': {
+        'demonstrations': 0.2, 'alike': 0.14, 'twins': 0.18, 'slips': 0.14,
+        'still': 0.14, 'still_alike': 0.1, 'still_twins': 0.1,
+    },
+}  # fmt: skip
+"""Stage -> data -> share of its batches: sentences need many scenes, and motion motion."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,6 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--demonstrations', type=int, default=400)
     add('--alike', type=int, default=300, help='more of them, among things of the colour of the target')
     add('--twins', type=int, default=300, help='more of them, beside the same thing in another size')
+    add('--slips', type=int, default=240, help='more of them, in which the object is lost on the way')
     add('--workers', type=int, default=usable_cores(), help='processes that make demonstrations')
     add('--processes', type=int, default=0, help='of the training; 0: one with a GPU, else as cores allow, at most 8')
     add('--set', nargs='+', default=[], metavar='STAGE.KEY=VALUE', help='for example stage1.steps=100')
@@ -58,27 +68,23 @@ def main(argv: list[str] | None = None) -> int:
         'demonstrations': jobs(acts, args.demonstrations),
         'alike': jobs(acts, args.alike, 2000, alike=ALIKE),
         'twins': jobs(acts, args.twins, 10_000, alike=ALIKE, twins=True),
+        'slips': jobs(looks, args.slips, 30_000, slip=SLIP),
     }
     folders = {name: args.out / 'data' / name for name in wanted}
-    still = [folders[n] for n in wanted if n.startswith('still')]
-    every = [*(folder for folder in folders.values() if folder not in still), *still]
     try:
         for name, todo in wanted.items():
             part(args.out, name, lambda n=name, t=todo: make(folders[n], t, args.workers))
-        runs = {n: args.out / n for n in ('words', 'stage1', 'stage2')}
-        for name, data, init in (
-            ('words', still, None),
-            ('stage1', every, runs['words'] / 'checkpoint'),
-            ('stage2', every, runs['stage1'] / 'checkpoint'),
-        ):
-            part(args.out, name, lambda n=name, d=data, i=init: stage(n, d, i, runs[n], args))
+        init: Path | None = None
+        for name, shares in STAGES.items():
+            part(args.out, name, lambda n=name, s=shares, i=init: stage(n, s, i, args))
+            init = args.out / name / 'checkpoint'
     except KeyboardInterrupt:
         print('interrupted; the same command goes on', file=sys.stderr)
         return 130
     result = args.out / 'checkpoint'
     if result.exists():
         shutil.rmtree(result)
-    shutil.copytree(runs['stage2'] / 'checkpoint', result)
+    shutil.copytree(args.out / 'stage2' / 'checkpoint', result)
     print(f'{result}: instructvla evaluate sim --checkpoint {result}')
     return 0
 
@@ -108,14 +114,15 @@ def make(folder: Path, wanted: list[Job], workers: int) -> None:
         print(f'  not made: {error}', file=sys.stderr)
 
 
-def stage(name: str, data: list[Path], init: Path | None, out: Path, args: argparse.Namespace) -> None:
+def stage(name: str, shares: dict[str, float], init: Path | None, args: argparse.Namespace) -> None:
     """One training run."""
-    words = ['train', f'tiny_{name}', '--out', str(out), '--data', *map(str, data)]
+    words = ['train', f'tiny_{name}', '--out', str(args.out / name)]
+    words += ['--data', *(str(args.out / 'data' / data) for data in shares)]
     words += ['--init', str(init)] if init else []
     words += ['--processes', str(args.processes or processes())]
-    changes = [f'shares={SHARES[name]}'] if name in SHARES else []
+    changes = [f'shares={list(shares.values())}']
     changes += [s.removeprefix(f'{name}.') for s in args.set if s.startswith(f'{name}.')]
-    code = command_line([*words, '--set', *changes] if changes else words)
+    code = command_line([*words, '--set', *changes])
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:

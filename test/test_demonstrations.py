@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,19 @@ def test_labels_of_a_demonstration_are_plans_without_the_noise(made: Dataset) ->
     assert at[-1, 2] - at[0, 2] > 0.05
     seen = episode.extras['points_third_person'][0]
     assert ((seen >= 0.0) & (seen <= 1.0)).all(), 'the table is in the picture'
+
+
+def test_a_lost_object_is_fetched_again(made: Dataset, tmp_path: Path) -> None:
+    """A closed and empty hand far from the target: the label opens it, and the demonstration still succeeds."""
+    assert gen.generate(tmp_path / 'slips', [gen.Job('pick', 600_026, slip=0.5)], 1, progress=False).errors == ()
+    for dataset, lost in ((made, False), (Dataset.open(tmp_path / 'slips'), True)):
+        episode = dataset.read(dataset.index[-1].id)
+        assert episode.success
+        target = episode.extras['objects'][:, episode.info['target'], :3]
+        away = np.linalg.norm(episode.proprio[:, :3] - target, axis=1) > 0.08
+        empty = away & (episode.proprio[:, -1] < 0.1)
+        assert empty.any() == lost
+        assert (episode.extras['chunks'][empty, 0, 6] == 1.0).all()
 
 
 def test_scenes_with_the_same_thing_in_another_size_are_found() -> None:

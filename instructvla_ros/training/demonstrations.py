@@ -45,6 +45,7 @@ class Noise:
     kick_size: float = option(0.02, 'standard deviation of a kick per step and axis, over two steps', unit='m', ge=0.0)
     early_close: float = option(0.02, 'share of chunks that close the gripper without need', ge=0.0, le=1.0)
     drop: float = option(0.01, 'share of chunks that open it without need', ge=0.0, le=1.0)
+    slip: float = option(0.0, 'share of chunks with an object in hand that lose it and carry nothing', ge=0.0, le=1.0)
     start: float = option(0.35, 'share of episodes that begin with a move to a random place', ge=0.0, le=1.0)
 
 
@@ -82,9 +83,8 @@ class DisturbedExpert:
         self._detour: Array | None = None
         self._patience = 0
         if self._rng.random() < noise.start:
-            self._detour = np.array([*self._rng.uniform((0.36, -0.28, 0.06), (0.64, 0.28, 0.34))])
-            self._patience = int(self._rng.integers(2, 9))
-        self._begins_closed = self._rng.random() < 0.05
+            self._detour, self._patience = self._somewhere(), int(self._rng.integers(2, 9))
+        self._detour_closed = self._rng.random() < 0.05
         self.samples: list[Sample] = []
 
     def reset(self) -> None:
@@ -112,6 +112,10 @@ class DisturbedExpert:
             self, observation, self._disturb(steps, scene), self._settings.step_period, 0.0, done=plan.done
         )
 
+    def _somewhere(self) -> Array:
+        """A point (3,) above the table [m]."""
+        return np.asarray(self._rng.uniform((0.36, -0.28, 0.06), (0.64, 0.28, 0.34)), np.float64)
+
     def _disturb(self, steps: Array, scene: SceneState) -> Array:
         out, rng, noise = steps.copy(), self._rng, self._noise
         if self._detour is not None and self._patience > 0:
@@ -119,7 +123,12 @@ class DisturbedExpert:
             way = self._detour - scene.tcp_pose[:3, 3]
             out[:, :3] = way / max(1.0, float(np.linalg.norm(way)) / 0.02)
             out[:, 3:5], out[:, 5] = 0.0, rng.uniform(-0.06, 0.06)
-            out[:, 6] = 0.0 if self._begins_closed else 1.0
+            out[:, 6] = 0.0 if self._detour_closed and not scene.held else 1.0
+            return out
+        if noise.slip and scene.held and rng.random() < noise.slip * self._share:
+            # What a policy meets after a poor grasp: a closed and empty hand on its way, the object left behind.
+            self._detour, self._detour_closed, self._patience = self._somewhere(), True, int(rng.integers(2, 9))
+            out[:, 6] = 1.0
             return out
         sigma = np.array([*[noise.translation] * 3, noise.rotation, noise.rotation, 3.0 * noise.rotation])
         out[:, :6] += self._share * rng.normal(size=6) * sigma

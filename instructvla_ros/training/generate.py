@@ -27,13 +27,14 @@ class Job:
     """One episode to make: a task and a seed; ``still`` takes only a picture of the scene.
 
     Attributes:
-        alike: share of distractors in the colour of the target.
+        alike: share of distractors in the colour of the target. slip: see :class:`~.demonstrations.Noise`.
     """
 
     task: str
     seed: int
     still: bool = False
     alike: float = 0.0
+    slip: float = 0.0
 
     @property
     def id(self) -> str:
@@ -58,6 +59,7 @@ def jobs(
     still: bool = False,
     alike: float = 0.0,
     twins: bool = False,
+    slip: float = 0.0,
 ) -> list[Job]:
     """``count`` jobs, the tasks in turn.
 
@@ -68,7 +70,7 @@ def jobs(
         ConfigError: these tasks have (next to) no such scenes.
     """
     seeds = count * _SEARCH if twins else count
-    wanted = (Job(tasks[k % len(tasks)], first_seed + k, still, alike) for k in range(seeds))
+    wanted = (Job(tasks[k % len(tasks)], first_seed + k, still, alike, slip) for k in range(seeds))
     found = list(itertools.islice(filter(_has_twin, wanted) if twins else wanted, count))
     if len(found) < count:
         raise ConfigError(
@@ -156,7 +158,7 @@ def _make(job: Job) -> Episode | str:
             period = 1.0 / w['settings'].chunk_rate
             episode = still_life(task, w['world'], w['embodiment'], w['kinematics'], period)
         else:
-            episode = demonstrate(task, noise=Noise(), **w)
+            episode = demonstrate(task, noise=Noise(slip=job.slip), **w)
         # With task and seed, what it takes to make the scene again.
         return replace(episode, info={**episode.info, 'alike': job.alike})
     except InstructVLAError as err:
