@@ -1,6 +1,7 @@
 """The runner of the tests: what it sums up, and that only a graph gets a second try."""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_what_misses_a_deadline_once_passes_and_is_named(project, tmp_path, caps
     assert 'passed at the second try: test/ros/test_flaky.py: test_on_time' in said
     assert '=== all tests: 4 passed in' in said
     assert (tmp_path / 'test/ros/test_flaky.count').read_text() == 'x', 'what had passed ran again'
+
+
+@pytest.mark.parametrize(('body', 'code', 'told'), [
+    (GOOD, 0, 'passed, and did not end by itself: test/ros/test_stays.py'),
+    (BROKEN, 1, 'not passed: test/ros/test_stays.py (exit code 1)'),
+])  # fmt: skip
+def test_a_process_that_stays_after_its_results_is_ended(project, monkeypatch, capsys, body, code, told):
+    runner, write = project
+    monkeypatch.setattr(runner, 'LEAVE_S', 1.0)
+    stays = 'import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\n'
+    write('ros/test_stays.py', stays + body)
+    began = time.monotonic()
+    assert runner.main(['-q']) == code
+    assert told in capsys.readouterr().out and time.monotonic() - began < 60.0
 
 
 def test_what_fails_twice_fails(project, capsys):
