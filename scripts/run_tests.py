@@ -28,7 +28,7 @@ LEAVE_S = 60  # to end once the results are written
 NAMES = {'failure': 'failed', 'error': 'errors', 'skipped': 'skipped'}  # JUnit element, pytest's word
 FAILED = 1  # exit code of pytest when tests failed: not when it was killed, did not end or could not collect
 NO_TESTS = 5  # when a filter leaves nothing to run
-STAYED = -1  # all passed, and the process had to be ended
+STAYED = 256  # all passed, and the process had to be ended; no process or signal gives this code
 # Arguments of pytest that mean something else, or nothing, in two processes.
 ALONE = {'-x', '--exitfirst', '-s', '--capture=no', '--pdb', '--trace'}
 
