@@ -341,6 +341,9 @@ class PolicySettings:
     mask: str = option(
         '', "attention mask of the action expert; empty: the checkpoint's", choices=('', 'bias', 'block')
     )
+    noise: float = option(
+        1.0, 'scale of the noise the actions start from: 1 as in training, 0: none', ge=0.0, le=1.0
+    )
     seed: int = option(0, 'of the noise the actions start from', ge=0)
     realtime: str = option(
         'off',

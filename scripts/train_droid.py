@@ -3,12 +3,13 @@
 
     python scripts/train_droid.py ~/droid_subset --init models/franka --out runs/droid
 
-Without --init a new model of a preset is trained in stage 1 on the same episodes: that shows the way from files to
-numbers, not what a pretrained model can do. The robot is another one than that of the checkpoint, so the statistics are
-computed from the data. The result is compared with the best that looks at nothing: always predicting the mean chunk of
-the training. A policy acts on one draw of the flow, and a draw of even a perfect model is further from the recording
-than the mean of its draws, so both are told. The weights judged are the last ones, not chosen by the held-out episodes.
-Every part goes on where it stopped. Numbers are written to OUT/result.json, the page to OUT/train/report.html.
+Each folder becomes a dataset of its own, scaled by itself (``statistics=own``): arms of several places move at several
+speeds. Without --init a new model of a preset is trained in stage 1 on the same episodes: that shows the way from files
+to numbers, not what a pretrained model can do. The result is compared with the best that looks at nothing: always
+predicting the mean chunk of the training on the same dataset. What a policy does is told with the noise of training
+(``noise: 1`` of config/policy.yaml) and without any (``noise: 0``), beside the mean of several draws. The weights
+judged are the last ones, not chosen by the held-out episodes. Every part goes on where it stopped. Numbers are written
+to OUT/result.json, the page to OUT/train/report.html.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 MOST = 200
-"""Frames that the result is measured on, evenly over the held-out episodes; all when there are fewer."""
+"""Frames of a dataset that the result is measured on, evenly over its held-out episodes; all when there are fewer."""
 DRAWS = 8
 """Of the noise, for what the model expects."""
 PARTS = {'translation': slice(0, 3), 'rotation': slice(3, 6), 'gripper': slice(6, 7)}
+NOISY, STILL, MANY, MEAN = 'policy, noise 1', 'policy, noise 0', f'mean of {DRAWS} draws', 'the mean chunk'
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add('source', nargs='+', help='folders with annotation/ and videos/ of DROID')
+    add('source', nargs='+', type=Path, help='folders with annotation/ and videos/ of DROID')
     add('--out', type=Path, default=Path('runs/droid'))
     add('--init', default='', help='checkpoint with two views; without, stage 1 of --model from random weights')
     add('--model', default='tiny', help='preset or YAML file of the new model without --init')
@@ -54,49 +56,66 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build, split, train, judge; 0 when the model beats the mean chunk, 1 when not, 130 when interrupted."""
+    """Build, split, train, judge; 0 when the policy beats the mean chunk, 1 when not, 130 when interrupted."""
     args = arguments(argv)
     began = time.monotonic()
-    parts = build(args)
+    trained, held = build(args)
     built = time.monotonic()
-    outcome = train(args, parts)
+    outcome = train(args, trained, held)
     if outcome.interrupted:
         print('interrupted; the same command goes on', file=sys.stderr)
         return 130
-    result = judge(args, parts, outcome)
+    result = judge(args, trained, held, outcome)
     result['seconds'] = {'build': round(built - began, 1), 'train': round(time.monotonic() - built, 1)}
     (args.out / 'result.json').write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-    print(f'{"held out, rms":24s}{"action":>9s}' + ''.join(f'{k:>13s}' for k in PARTS) + f'{"end of chunk":>15s}')
+    columns = ('action', 'absolute', *PARTS, 'gripper_right')
+    print(f'{"held out":18s}' + ''.join(f'{k:>14s}' for k in columns) + f'{"end of chunk":>15s}')
     for name, found in result['error'].items():
-        each = ''.join(f'{found[k]:13.3f}' for k in PARTS)
-        print(f'{name:24s}{found["action"]:9.3f}{each}{found["end_mm"]:12.1f} mm')
-    print(f'action: {result["ratio"]:.0%} of the mean chunk\nreport: {outcome.report}')
-    return 0 if result['ratio'] < 1.0 else 1
+        print(f'{name:18s}' + ''.join(f'{found[k]:14.3f}' for k in columns) + f'{found["end_mm"]:12.1f} mm')
+    told = ', '.join(f'{k} {v:.0%}' for k, v in result['ratio'].items())
+    print(f'policy with noise 0, of the mean chunk: {told}\nreport: {outcome.report}')
+    return 0 if result['ratio']['action'] < 1.0 else 1
 
 
-def build(args: argparse.Namespace) -> tuple[Path, Path]:
-    """Episodes, then two datasets: to train on, and held out."""
+def build(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """Datasets to train on, and held-out ones of the first of them in the same order."""
     from instructvla_ros.cli import main as instructvla
     from instructvla_ros.data.episodes import Dataset
     from instructvla_ros.data.merge import split
+    from instructvla_ros.errors import DataError
 
-    whole, stay, held = (args.out / 'data' / n for n in ('all', 'train', 'held_out'))
-    words = ['dataset', 'build', '--from', 'droid', *args.source, '--out', str(whole)]
-    words += [
-        '--embodiment',
-        args.embodiment,
-        '--step-period',
-        str(args.step_period),
-        '--instruction',
-        args.instruction,
-    ]
-    if (code := instructvla(words)) != 0:
-        raise SystemExit(code)
-    split(Dataset.open(whole), stay, held, args.share, args.seed, repeated=args.hold == 'repeated')
-    return stay, held
+    both, alone = [], []
+    for name, sources in places(args.source).items():
+        whole, stay, held = (args.out / 'data' / n / name for n in ('all', 'train', 'held_out'))
+        words = ['dataset', 'build', '--from', 'droid', *map(str, sources), '--out', str(whole)]
+        words += ['--embodiment', args.embodiment, '--step-period', str(args.step_period)]
+        if (code := instructvla([*words, '--instruction', args.instruction])) != 0:
+            raise SystemExit(code)
+        try:
+            split(Dataset.open(whole), stay, held, args.share, args.seed, repeated=args.hold == 'repeated')
+        except DataError as err:
+            print(f'{err}: all of it is trained on')
+            alone.append(whole)
+        else:
+            both.append((stay, held))
+    if not both:
+        raise DataError('nothing can be held out: give more demonstrations of a sentence, or --hold any')
+    return [stay for stay, _ in both] + alone, [held for _, held in both]
 
 
-def train(args: argparse.Namespace, parts: tuple[Path, Path]) -> Any:
+def places(sources: list[Path]) -> dict[str, list[Path]]:
+    """Sources by the folder that holds annotation/ and videos/, with a name for each."""
+    roots: dict[Path, list[Path]] = {}
+    for source in sources:
+        whole = source.resolve()
+        roots.setdefault(whole.parents[2] if whole.suffix == '.json' else whole, []).append(source)
+    names: dict[str, list[Path]] = {}
+    for root, found in roots.items():
+        names[root.name if root.name not in names else f'{root.name}-{len(names)}'] = found
+    return names
+
+
+def train(args: argparse.Namespace, trained: list[Path], held: list[Path]) -> Any:
     """One run: on site from a checkpoint, or stage 1 of a new model with the options of the run on site."""
     import torch
 
@@ -105,17 +124,23 @@ def train(args: argparse.Namespace, parts: tuple[Path, Path]) -> Any:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    changes = [f'validation=[{parts[1]}]', 'statistics=data', 'general_batch=0', f'seed={args.seed}']
+    changes = [given(held), 'statistics=own', 'angles=steady', 'general_batch=0', 'fewest=1', f'seed={args.seed}']
     if not args.init:
         changes += ['recipe=stage1', f'model={args.model}', 'lr=0.0008', 'draws=4', 'augment=full']
-    options = read_options('onsite', [str(parts[0])], args.init, [*changes, *args.set])
+    options = read_options('onsite', [str(t) for t in trained], args.init, [*changes, *args.set])
     return run(options, args.out / 'train')
 
 
-def judge(args: argparse.Namespace, parts: tuple[Path, Path], outcome: Any) -> dict[str, Any]:
+def given(held: list[Path]) -> str:
+    """Option that names the held-out folders."""
+    return f'validation=[{", ".join(str(h) for h in held)}]'
+
+
+def judge(args: argparse.Namespace, trained: list[Path], held: list[Path], outcome: Any) -> dict[str, Any]:
     """Errors of the last weights on the held-out episodes, beside those of the mean chunk.
 
-    Actions are measured in the units the model predicts: half the range of each channel in training is 1.
+    Actions are measured in the units the model predicts: half the range of each channel in the training on the same
+    dataset is 1.
     """
     import numpy as np
 
@@ -125,44 +150,49 @@ def judge(args: argparse.Namespace, parts: tuple[Path, Path], outcome: Any) -> d
     from instructvla_ros.training.setup import prepare
     from instructvla_ros.training.validate import drawn
 
-    options = read_options('onsite', [str(parts[0])], str(outcome.checkpoint), [f'validation=[{parts[1]}]', 'fewest=1'])
+    wanted_options = [given(held), 'statistics=own', 'angles=steady', 'fewest=1']
+    options = read_options('onsite', [str(t) for t in trained], str(outcome.checkpoint), wanted_options)
     run = prepare(replace(options, seed=args.seed), args.out, progress=False)
-    held, statistics = run.held_out[0], run.statistics
-    assert statistics is not None
     objective = Objective(run.bundle.model, run.options).eval()
-    rows = held.rows[np.unique(np.linspace(0, len(held.rows) - 1, min(len(held.rows), MOST)).astype(int))]
-    wanted, valid = np.asarray(held.store.actions[rows], np.float64), held.store.valid[rows][..., None]
-    shown = run.train[0]
-    seen = shown.store.valid[shown.rows][..., None]
-    mean = (shown.store.actions[shown.rows] * seen).sum(0) / np.maximum(seen.sum(0), 1)
-    half = np.where(statistics.mask, np.maximum(statistics.q99 - statistics.q01, 1e-9) / 2, 0.5)
-
     rng = np.random.default_rng(args.seed)
-    parts_of = [rows[k : k + 16] for k in range(0, len(rows), 16)]
-    told = np.concatenate([drawn(objective, held, part, rng, statistics, DRAWS) for part in parts_of], axis=1)
-
-    def errors(chunks: Any) -> dict[str, float]:
-        off = (chunks - wanted) / half * valid
-        squares = (off**2).sum((0, 1)) / valid.sum()
-        out = {name: float(np.sqrt(squares[at].mean())) for name, at in PARTS.items()}
-        out['action'] = float(np.sqrt(squares.mean()))
-        end = ((chunks - wanted) * valid)[:, :, :3].sum(1)
-        out['end_mm'] = 1000 * float(np.median(np.linalg.norm(end, axis=1)))
-        out['gripper_right'] = float(((chunks[..., 6] > 0.5) == (wanted[..., 6] > 0.5))[valid[..., 0]].mean())
-        return {k: round(v, 4) for k, v in out.items()}
-
-    many = f'mean of {DRAWS} draws'
-    judged = {'one draw': told[0], many: told.mean(0), 'the mean chunk': np.broadcast_to(mean, wanted.shape)}
-    error = {name: errors(value) for name, value in judged.items()}
+    offs: dict[str, list[Any]] = {}
+    moved: dict[str, list[Any]] = {}
+    right: dict[str, list[Any]] = {}
+    for shown, aside in zip(run.train, run.held_out, strict=False):
+        store, scale = aside.store, aside.statistics
+        assert scale is not None
+        rows = aside.rows[np.unique(np.linspace(0, len(aside.rows) - 1, min(len(aside.rows), MOST)).astype(int))]
+        wanted, valid = np.asarray(store.actions[rows], np.float64), np.asarray(store.valid[rows])
+        seen = shown.store.valid[shown.rows][..., None]
+        mean = (shown.store.actions[shown.rows] * seen).sum(0) / np.maximum(seen.sum(0), 1)
+        half = np.where(scale.mask, np.maximum(scale.q99 - scale.q01, 1e-9) / 2, 0.5)
+        parts = [rows[k : k + 16] for k in range(0, len(rows), 16)]
+        told = np.concatenate([drawn(objective, aside, part, rng, DRAWS) for part in parts], axis=1)
+        still = np.concatenate([drawn(objective, aside, part, rng, 1, 0.0) for part in parts], axis=1)
+        judged = {NOISY: told[0], STILL: still[0], MANY: told.mean(0), MEAN: np.broadcast_to(mean, wanted.shape)}
+        for name, chunks in judged.items():
+            error = chunks - wanted
+            offs.setdefault(name, []).append((error / half)[valid])
+            ends = (error * valid[..., None])[:, :, :3].sum(1)
+            moved.setdefault(name, []).append(1000 * np.linalg.norm(ends, axis=1))
+            right.setdefault(name, []).append(((chunks[..., 6] > 0.5) == (wanted[..., 6] > 0.5))[valid])
+    error = {}
+    for name, values in offs.items():
+        off = np.concatenate(values)
+        found = {'action': float(np.sqrt((off**2).mean())), 'absolute': float(np.abs(off).mean())}
+        found |= {part: float(np.sqrt((off[:, at] ** 2).mean())) for part, at in PARTS.items()}
+        found['gripper_right'] = float(np.concatenate(right[name]).mean())
+        found['end_mm'] = float(np.median(np.concatenate(moved[name])))
+        error[name] = {k: round(v, 4) for k, v in found.items()}
     return {
         'checkpoint': str(outcome.checkpoint),
         'init': args.init or f'random weights of {args.model}',
         'steps': outcome.steps,
-        'train_episodes': len(Dataset.open(parts[0])),
-        'held_out_episodes': [e.id for e in Dataset.open(parts[1]).index],
-        'held_out_frames': len(rows),
+        'train_episodes': sum(t.success is not False for e in run.train for t in e.store.texts),
+        'held_out_episodes': [e.id for h in held for e in Dataset.open(h).index],
+        'held_out_frames': sum(len(m) for m in moved[MEAN]),
         'error': error,
-        'ratio': error[many]['action'] / error['the mean chunk']['action'],
+        'ratio': {k: error[STILL][k] / error[MEAN][k] for k in ('action', 'absolute', 'translation', 'end_mm')},
     }
 
 

@@ -437,3 +437,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert cli.main(['demo', '--no-video', '--out', str(occupied / 'run')]) == 2
     error = capsys.readouterr().err
     assert str(occupied) in error and 'Traceback' not in error
+
+
+def test_names_with_values_on_the_command_line():
+    from instructvla_ros.commands._pairs import changes, pairs
+    from instructvla_ros.settings import PolicySettings
+
+    assert pairs('--topic', ['a = b', 'c=d=e']) == {'a': 'b', 'c': 'd=e'}
+    for wrong, reason in ((['x'], 'expected NAME=VALUE'), (['x='], 'expected NAME=VALUE'), (['a=1', 'a=2'], 'twice')):
+        with pytest.raises(ConfigError, match=reason):
+            pairs('--topic', wrong)
+    given = ['noise=0.5', 'realtime=off', 'compile=off', 'checkpoint=', 'dataset=[', 'noise=0']
+    assert changes('--set', given, PolicySettings) == {
+        'noise': 0, 'realtime': 'off', 'compile': False, 'checkpoint': None, 'dataset': '['
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="--set 'noise': expected NAME=VALUE"):
+        changes('--set', ['noise'], PolicySettings)

@@ -88,6 +88,14 @@ def test_chunk_is_the_plain_model_on_the_same_noise(bundle, embodiment, policy):
     np.testing.assert_allclose(chunk.reference_pose[:3, 3], [0.4, 0.1, 0.2])
 
 
+def test_without_noise_equal_pictures_give_equal_actions(bundle, embodiment, policy):
+    seen = observation(embodiment)
+    still = policy.with_settings(noise=0.0)
+    first = still.infer(seen, None)
+    np.testing.assert_array_equal(still.infer(seen, None).steps, first.steps)
+    assert (first.steps != policy.infer(seen, None).steps).any()
+
+
 def test_the_quick_resize_changes_a_chunk_less_than_the_arm_can_show(embodiment, policy):
     statistics = policy._statistics
     span = (statistics.q99 - statistics.q01)[:6]
@@ -145,8 +153,8 @@ def test_prepared_pictures_are_used_once_and_change_nothing(embodiment, policy, 
 @pytest.mark.parametrize(
     'changes',
     # The measured time of the model would decide how much of a chunk is kept.
-    [{}, {'latent_period': 3}, {'realtime': 'blend', 'realtime_measured': False}],
-    ids=('each', 'reused', 'chain'),
+    [{}, {'latent_period': 3}, {'realtime': 'blend', 'realtime_measured': False}, {'noise': 0.0}],
+    ids=('each', 'reused', 'chain', 'still'),
 )
 def test_many_observations_at_once_give_what_they_give_one_by_one(bundle, embodiment, changes):
     words = ['pick up the red cube'] * 22 + ['put it into the bowl'] * 5

@@ -24,7 +24,7 @@ from training_doubles import META, SMALL, dataset, options  # noqa: E402
 from instructvla_ros.cli import main as cli  # noqa: E402
 from instructvla_ros.commands.train import main as train_verb  # noqa: E402
 from instructvla_ros.data.episodes import Dataset, Writer  # noqa: E402
-from instructvla_ros.errors import CheckpointError, DataError  # noqa: E402
+from instructvla_ros.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 from instructvla_ros.model.checkpoint import load  # noqa: E402
 from instructvla_ros.training import bench, forgetting, loop, record  # noqa: E402
 from instructvla_ros.training.general import LONGEST, General  # noqa: E402
@@ -100,6 +100,64 @@ def test_an_episode_without_words_is_named(made: Made, tmp_path: Path) -> None:
         prepare(options(made, datasets=(silent,)), tmp_path / 'a', progress=False)
 
 
+def test_each_dataset_may_be_scaled_by_itself(made: Made, first: Path, tmp_path: Path) -> None:
+    def named(name: str, scale: float) -> str:
+        source = Dataset.open(dataset(tmp_path / f'plain_{name}', scale=scale))
+        with Writer(tmp_path / name, replace(META, name=name)) as writer:
+            for episode in source:
+                writer.add(episode)
+        return str(tmp_path / name)
+
+    def asked(**changes: object) -> Training:
+        return options(made, recipe='onsite', init=str(first), statistics='own', **changes)
+
+    both = (named('slow', 0.01), named('fast', 0.3))
+    run = prepare(asked(datasets=both, held_out=0.25), tmp_path / 'a', progress=False)
+    slow, fast = (e.statistics for e in run.train)
+    assert slow is not None and fast is not None and (fast.q99 > 5 * slow.q99)[:6].all()
+    assert run.held_out[0].statistics is slow and run.held_out[1].statistics is fast
+    assert list(run.bundle.statistics) == ['slow', 'fast'], 'a policy names one of them'
+    assert run.bundle.dataset('fast').q99 == pytest.approx(fast.q99)
+    with pytest.raises(CheckpointError, match='holds 2 datasets, name one: fast, slow'):
+        run.bundle.dataset()
+    aside = prepare(asked(datasets=both[::-1], validation=(both[1],)), tmp_path / 'b', progress=False)
+    assert aside.held_out[0].statistics is aside.train[0].statistics, 'the first folder is of the first dataset'
+    with pytest.raises(ConfigError, match='several datasets are called'):
+        prepare(asked(datasets=(made[0], made[0])), tmp_path / 'c', progress=False)
+    with pytest.raises(ConfigError, match='2 held-out folders for 1 datasets'):
+        prepare(asked(datasets=both[:1], validation=both), tmp_path / 'd', progress=False)
+
+
+def test_an_angle_that_jumps_can_be_kept_from_the_expert(made: Made, first: Path, tmp_path: Path) -> None:
+    data = tmp_path / 'down'
+    with Writer(data, META) as writer:
+        for episode in Dataset.open(made[0]):
+            state = 0.3 * episode.proprio
+            state[:, 3] = np.pi * np.where(np.arange(len(state)) % 2, 1.0, -1.0)  # the hand points straight down
+            writer.add(replace(episode, proprio=state))
+    chosen = options(made, datasets=(str(data),), recipe='onsite', init=str(first), statistics='data')
+    runs = [prepare(replace(chosen, angles=a), tmp_path / a, progress=False) for a in ('all', 'steady')]
+    plain, steady = (r.train[0].statistics for r in runs)
+    assert plain is not None and steady is not None
+    seen = runs[0].train[0].store.proprio[:4]
+    assert np.abs(plain.normalize_proprio(seen))[:, 3] == pytest.approx(1.0)
+    assert (steady.normalize_proprio(seen)[:, 3] == 0.0).all()
+    others = [0, 1, 2, 4, 5, 7]
+    assert steady.normalize_proprio(seen)[:, others] == pytest.approx(plain.normalize_proprio(seen)[:, others])
+
+
+def test_the_tower_of_the_expert_can_stay_as_it_is(made: Made, first: Path, tmp_path: Path) -> None:
+    chosen = options(made, recipe='onsite', init=str(first), steps=2)
+    whole, kept = (prepare(replace(chosen, dino=d), tmp_path / f'{d}', progress=False).trainable for d in (True, False))
+    assert {n for n in whole if n not in kept} == {n for n in whole if n.startswith('expert.dino.')} != set()
+    after = load(loop.train(replace(chosen, dino=False), tmp_path / 'run', progress=False).checkpoint).model
+    before = load(first).model.state_dict()
+    for name, value in after.state_dict().items():
+        if name.startswith('expert.dino.'):
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(after.expert.head[0].weight, before['expert.head.0.weight'])
+
+
 def test_numbers_that_are_not_finite_are_named(made: Made, tmp_path: Path) -> None:
     folder = dataset(tmp_path / 'nan')
     file = folder / 'episodes' / 'e4.npz'
@@ -128,11 +186,12 @@ def test_statistics_of_another_robot_are_refused_or_made_new(made: Made, first: 
         prepare(asked(wild), tmp_path / 'a', progress=False)
     with pytest.raises(DataError, match=r'the translation spans .* another robot'):
         prepare(asked(calm), tmp_path / 'b', progress=False)
-    assert prepare(asked(wild, clipped=1.0), tmp_path / 'c', progress=False).statistics is not None
+    assert prepare(asked(wild, clipped=1.0), tmp_path / 'c', progress=False).train[0].statistics is not None
     new = prepare(asked(wild, statistics='data'), tmp_path / 'd', progress=False)
     old = load(first).dataset()
-    assert new.statistics is not None and (new.statistics.q99 > 5 * old.q99)[:6].all()
-    assert new.bundle.dataset().q99 == pytest.approx(new.statistics.q99), 'the checkpoint carries the new ones'
+    scale = new.train[0].statistics
+    assert scale is not None and (scale.q99 > 5 * old.q99)[:6].all()
+    assert new.bundle.dataset().q99 == pytest.approx(scale.q99), 'the checkpoint carries the new ones'
     proprio = load(first).statistics
     next(iter(proprio.values()))['proprio']['q01'][0] = 40.0
     next(iter(proprio.values()))['proprio']['q99'][0] = 41.0

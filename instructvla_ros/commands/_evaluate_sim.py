@@ -53,6 +53,9 @@ def add_way(ways: Any) -> None:
     way.add_argument('--videos', default='none', choices=('none', 'failures', 'all'))
     way.add_argument('--embodiment', default='franka.yaml', help='robot: a file of config/ or a path')
     way.add_argument('--device', default='', help='of the model, such as cuda:0 (default: that of config/policy.yaml)')
+    way.add_argument(
+        '--set', action='append', default=[], metavar='KEY=VALUE', help='any key of policy.yaml, for example noise=0'
+    )
     way.add_argument('--out', default='', help='folder; the same one continues a run (default: runs/<stamp>)')
     way.add_argument('--list', action='store_true', help='show what would be asked, run nothing')
     way.add_argument('--json', action='store_true', help='print the scores as one JSON object')
@@ -104,13 +107,14 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     from ..evaluation.suite_cell import Setup
     from ..evaluation.suite_runner import TOGETHER
     from ..settings import Control, Embodiment, PolicySettings, Sim
+    from ._pairs import changes
 
     name = arguments.policy or ('instructvla' if arguments.checkpoint else 'expert')
     if (name == 'instructvla') != bool(arguments.checkpoint):
         raise ConfigError(
             'the policy instructvla needs --checkpoint (a run directory or a hub id), and no other has one'
         )
-    chosen = {'policy': name, 'checkpoint': arguments.checkpoint}
+    chosen = {**changes('--set', arguments.set, PolicySettings), 'policy': name, 'checkpoint': arguments.checkpoint}
     if arguments.device:
         chosen['device'] = arguments.device
     return Setup(
@@ -225,6 +229,8 @@ def _said_arguments(arguments: argparse.Namespace) -> list[str]:
     for name in ('checkpoint', 'policy', 'instructions', 'sentence', 'strategies', 'device'):
         if getattr(arguments, name):
             out += [f'--{name}', str(getattr(arguments, name))]
+    for change in arguments.set:
+        out += ['--set', change]
     for suite in arguments.suite:
         out += ['--suite', suite]
     if arguments.episodes:

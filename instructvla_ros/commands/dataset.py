@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _dataset_lerobot
+from ._pairs import pairs
 
 ORDER = 22
 HELP = 'bags to episodes; inspect, statistics, merge, split, annotate, LeRobot'
@@ -145,7 +146,7 @@ def _bags(arguments: argparse.Namespace, default: Any, given: bool) -> list[Any]
             default=default,
             kinematics=kinematics,
             instruction=arguments.instruction,
-            topics=_pairs(arguments.topic, '--topic') or None,
+            topics=pairs('--topic', arguments.topic) or None,
             name=arguments.name,
             progress=lambda number, share: show(number + share),
         )
@@ -166,7 +167,7 @@ def _droid(arguments: argparse.Namespace, robot: Any) -> list[Any]:
     quality = 95 if arguments.quality is None else arguments.quality
     if not 0 <= quality <= 100:
         raise ConfigError(f'--quality {quality}: allowed are 0 .. 100')
-    cameras = {view: int(number) for view, number in _pairs(arguments.camera, '--camera').items() if number.isdigit()}
+    cameras = {view: int(number) for view, number in pairs('--camera', arguments.camera).items() if number.isdigit()}
     if len(cameras) != len(arguments.camera):
         raise ConfigError('--camera: expected VIEW=NUMBER')
     files = [f for source in arguments.source for f in find_annotations(source)]
@@ -263,17 +264,3 @@ def _split(arguments: argparse.Namespace) -> int:
 def _say(arguments: argparse.Namespace, made: dict[str, Any]) -> None:
     text = f'{made["out"]}: {made["episodes"]} episodes, {made["frames"]} frames'
     print(json.dumps(made) if arguments.json else text)
-
-
-def _pairs(given: list[str], option: str) -> dict[str, str]:
-    from ..errors import ConfigError
-
-    out: dict[str, str] = {}
-    for text in given:
-        key, equals, value = text.partition('=')
-        if not equals or not key or not value:
-            raise ConfigError(f'{option} {text!r}: expected NAME=VALUE')
-        if key in out:
-            raise ConfigError(f'{option}: {key} is given twice')
-        out[key] = value
-    return out

@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 ORDER = 5
 HELP = 'what a checkpoint would have done in a recording, judged by limits'
@@ -61,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Replay everything; 0 when every limit was kept."""
     from ..evaluation import replay_job
+    from ..settings import PolicySettings
+    from ._pairs import changes, pairs
 
     job = replay_job.Job(
         recordings=tuple(arguments.recordings),
@@ -68,13 +69,13 @@ def run(arguments: argparse.Namespace) -> int:
         policy=arguments.policy,
         embodiment=arguments.embodiment,
         instruction=arguments.instruction,
-        topics=_pairs('--topic', arguments.topic),
+        topics=pairs('--topic', arguments.topic),
         episode=arguments.episode,
         overrides={
             'seed': arguments.seed,
             'device': arguments.device,
             'reasoning': arguments.reasoning,
-            **{k: _value(v) for k, v in _pairs('--set', arguments.set).items()},
+            **changes('--set', arguments.set, PolicySettings),
         },
         start=arguments.start,
         duration=arguments.duration or float('inf'),
@@ -119,27 +120,6 @@ class _Line:
             self._shown = done
             share = f' of {total:.0f} s' if total > 0 else ' s'
             print(f'\r\033[K{name}: {done:.0f}{share}', end='', file=sys.stderr, flush=True)
-
-
-def _pairs(option: str, texts: list[str]) -> dict[str, str]:
-    from ..errors import ConfigError
-
-    out = {}
-    for text in texts:
-        key, sign, value = text.partition('=')
-        if not (key and sign and value):
-            raise ConfigError(f'{option} {text!r}: expected NAME=VALUE')
-        out[key.strip()] = value.strip()
-    return out
-
-
-def _value(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _quoted(text: str) -> str:

@@ -158,7 +158,7 @@ def read_options(name: str, data: list[str], init: str, changes: list[str]) -> T
     Raises:
         ConfigError: no such file, unknown key, or a value that is not allowed.
     """
-    import yaml
+    from ._pairs import changes as values
 
     if name.endswith(('.yaml', '.yml')):
         file = Path(name)
@@ -168,14 +168,7 @@ def read_options(name: str, data: list[str], init: str, changes: list[str]) -> T
         file = Path(config_file(f'training/{name}.yaml'))
     else:
         raise ConfigError(f'no training run {name!r}.{suggest(name, RUNS)}')
-    given: dict[str, object] = {}
-    for change in changes:
-        key, equals, value = change.partition('=')
-        if not equals:
-            raise ConfigError(f'--set {change}: write KEY=VALUE')
-        given[key] = yaml.safe_load(value)
-        if isinstance(given[key], bool) and isinstance(getattr(Training, key, None), str):
-            given[key] = value  # YAML takes the word no for false
+    given: dict[str, object] = values('--set', changes, Training)
     if data:
         given['datasets'] = tuple(data)
     if init:

@@ -66,7 +66,7 @@ class Turn:
         bundle = policy._bundle
         with policy._lock:
             self._epoch, self._thought, self._uses = policy._epoch, policy._thought, policy._uses
-            self._noise = [bundle.model.noise(1, policy._generator) for _ in asks]
+            self._noise = [policy._draw() for _ in asks]
         self._frames = [policy._frame(ask.observation) for ask in asks]
         self.sayers = [k for k, ask in enumerate(asks) if ask.think and bundle.config.reasons]
         self._said: dict[int, tuple[Reasoning, str]] = {}  # of an ask: its sentence, and what is fed back of it

@@ -159,11 +159,15 @@ class InstructVLAPolicy:
         with self._lanes('chunk'):
             return self._infer(observation, reasoning)
 
+    def _draw(self) -> Tensor:
+        """(1, H, 7) noise of the next chunk; the caller holds the lock."""
+        return self._settings.noise * self._bundle.model.noise(1, self._generator)
+
     def _infer(self, observation: Observation, reasoning: Reasoning | None) -> ActionChunk:
         started = time.perf_counter()
         with self._lock:
             epoch, thought, uses = self._epoch, self._thought, self._uses
-            noise = self._bundle.model.noise(1, self._generator)
+            noise = self._draw()
             guide = self._continuation.guide(observation.stamp_ns, observation.instruction)
         frame, session = self._frame(observation), None
         stale = thought is None or thought.instruction != observation.instruction

@@ -13,7 +13,7 @@ from .instructvla import InstructVLA
 from .lora import LoraLinear
 
 
-def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -> list[str]:
+def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None, dino: bool = True) -> list[str]:
     """Freeze what a recipe does not train.
 
     Args:
@@ -21,7 +21,7 @@ def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -
             that has an effect, for small models without pretrained parts. 'stage0': the same without adapters, which
             keep no effect: what a small model knows before it acts. 'onsite': adapters, query rows and expert of a
             model of either stage, the gate as it is.
-        expert: train the action expert, instead of what the recipe says.
+        expert: train the action expert, instead of what the recipe says. dino: with it, the tower it sees with.
 
     Returns:
         Names of the trainable parameters.
@@ -48,6 +48,8 @@ def set_trainable(model: InstructVLA, recipe: str, expert: bool | None = None) -
     if vlm.gate is not None:
         _toggle(vlm.gate, recipe in ('stage2', 'scratch'))
     _toggle(model.expert, recipe != 'stage2' if expert is None else expert)
+    if not dino:
+        _toggle(model.expert.dino, False)
     return [n for n, p in model.named_parameters() if p.requires_grad]
 
 

@@ -189,7 +189,7 @@ def _step(wrapped: Any, optimizer: Any, team: Team, run: Run, step: int) -> dict
 def _validate(objective: Objective, run: Run, book: Log, step: int) -> float:
     options = run.options
     part = max(1, options.batch // options.accumulate)  # what is known to fit into memory
-    each = [validate(objective, e, run.statistics, options.validation_frames, part) for e in run.held_out]
+    each = [validate(objective, e, options.validation_frames, part) for e in run.held_out]
     values = {k: float(np.mean([e[k] for e in each if k in e])) for k in {k for e in each for k in e}}
     loss = sum(values.get(k, 0.0) for k in ('flow', 'ce', 'pointing'))
     book.write(step, 'validation', {**values, 'loss': loss})

@@ -78,7 +78,7 @@ def plan(options: Training) -> Plan:
         config = replace(config, adapters=replace(config.adapters, count=2))
     with torch.device('meta'):
         model = InstructVLA(config)
-    names = set(set_trainable(model, options.recipe))
+    names = set(set_trainable(model, options.recipe, dino=options.dino))
     parts: dict[str, int] = {}
     total = trained = 0
     for name, parameter in model.named_parameters():

@@ -94,12 +94,12 @@ def dataset_facts(examples: Examples, held_out: list[Examples]) -> dict[str, Any
 def predict(objective: Objective, run: Run, most: int = EPISODES) -> list[Prediction]:
     """Run the model along up to ``most`` held-out episodes; none for runs without motion."""
     out: list[Prediction] = []
-    if run.statistics is None or run.options.retell:
+    if run.options.retell:
         return out
     objective.eval()
     for examples in run.held_out:
         store = examples.store
-        if not store.has_actions:
+        if not store.has_actions or examples.statistics is None:
             continue
         for episode in np.unique(store.episode[examples.rows])[: most - len(out)]:
             rows = np.flatnonzero(store.episode == episode)
@@ -109,11 +109,10 @@ def predict(objective: Objective, run: Run, most: int = EPISODES) -> list[Predic
 
 
 def _along(objective: Objective, run: Run, examples: Examples, rows: Any) -> Prediction:
-    assert run.statistics is not None
     store, rng = examples.store, np.random.default_rng(7)
     size = max(1, min(run.options.batch // run.options.accumulate, 64))
     parts = [rows[k : k + size] for k in range(0, len(rows), size)]
-    chunks = np.concatenate([act(objective, examples, part, rng, run.statistics) for part in parts])
+    chunks = np.concatenate([act(objective, examples, part, rng) for part in parts])
     wanted, valid = np.asarray(store.actions[rows], np.float64), np.asarray(store.valid[rows])
     recorded = np.where(valid[:, :1], wanted[:, 0], np.nan)
     moved = (wanted * valid[..., None])[:, :, :3].sum(1)

@@ -40,7 +40,12 @@ class Training:
     datasets: tuple[str, ...] = option((), 'folders of episodes')
     shares: tuple[float, ...] = option((), 'share of each dataset in a batch; empty: by frames')
     statistics: str = option(
-        '', "dataset_statistics.json, or 'data': computed from the datasets; empty: of the checkpoint, else 'data'"
+        '',
+        "dataset_statistics.json; 'data': computed from all datasets; 'own': from each by itself, for arms of several "
+        "speeds or places; empty: of the checkpoint, else 'data'",
+    )
+    angles: str = option(
+        'all', 'of the state in new statistics; steady: those off that jump from -pi to pi', choices=('all', 'steady')
     )
     clipped: float = option(0.1, 'largest share of steps that the statistics may cut off in a channel', ge=0.0, le=1.0)
     fewest: int = option(5, 'fewest episodes to train on', ge=1)
@@ -67,6 +72,7 @@ class Training:
     beta2: float = option(0.999, 'of AdamW', ge=0.0, le=1.0)
     clip: float = option(1.0, 'largest norm of the gradient', ge=0.0)
     ema: float = option(0.0, 'decay of the averaged weights that are saved; 0: none', ge=0.0, le=1.0)
+    dino: bool = option(True, 'train the DINO tower where the expert is trained; False: for few demonstrations')
     draws: int = option(1, 'draws of noise and time per frame (block mask)', ge=1, le=64)
     path_weight: float = option(0.0, 'weight of the error of the summed steps, that is of where a chunk ends', ge=0.0)
     mixture: Mixture = option(Mixture, 'dialogue kinds')

@@ -31,7 +31,7 @@ from .settings import Training
 
 log = logging.getLogger(__name__)
 DATASET = 'train'
-FROM_DATA = 'data'
+FROM_DATA, OWN = 'data', 'own'
 RETRIES = 100
 SENTENCES = 20_000
 """Of the data, from which a new tokenizer is made: all up to twice so many, of more an even selection."""
@@ -52,7 +52,6 @@ class Run:
     held_out: list[Examples]
     shares: np.ndarray
     trainable: list[str]
-    statistics: Statistics | None
     general: General | None = None
 
     def talk(self, examples: Examples, rng: np.random.Generator, count: int | None = None) -> Batch | None:
@@ -108,22 +107,27 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
         bundle = _new(options, config, stores, corpora, out)
     if options.max_new_tokens:
         bundle.model.config = replace(bundle.config, max_new_tokens=options.max_new_tokens)
-    statistics = _statistics(options, bundle, stores)
-    trainable = set_trainable(bundle.model, options.recipe)
+    scales = _statistics(options, bundle, stores)
+    trainable = set_trainable(bundle.model, options.recipe, dino=options.dino)
     facts = knowledge() if any(t.info.get('objects') for s in stores for t in s.texts) else []
     size = config.dino.image_size
 
-    def examples(store: FrameStore, corpus: list[Texts], held_out: bool, share: float) -> Examples:
+    def examples(
+        store: FrameStore, corpus: list[Texts], scale: Statistics | None, held_out: bool, share: float
+    ) -> Examples:
         given = replace(options, held_out=share)
-        return Examples(store, corpus, bundle.prompts, statistics, given, size, held_out, facts)
+        return Examples(store, corpus, bundle.prompts, scale, given, size, held_out, facts)
 
     shares = [0.0 if tested else _held_out(options, s) for s in stores]
-    train = [examples(s, c, False, h) for s, c, h in zip(stores, corpora, shares, strict=True)]
-    held_out = [examples(s, read_corpus(s, progress), True, 1.0) for s in tested]
+    train = [examples(s, c, k, False, h) for s, c, k, h in zip(stores, corpora, scales, shares, strict=True)]
+    own = options.statistics == OWN
+    held_out = [
+        examples(s, read_corpus(s, progress), scales[k if own else 0], True, 1.0) for k, s in enumerate(tested)
+    ]
     for k, share in enumerate(shares):
         if share:
             try:
-                held_out.append(examples(stores[k], corpora[k], True, share))
+                held_out.append(examples(stores[k], corpora[k], scales[k], True, share))
             except DataError:  # all of them failed
                 log.info('%s has no held-out episodes', options.datasets[k])
     general = General.open(options, bundle) if options.general else None
@@ -137,7 +141,7 @@ def prepare(options: Training, out: Path, progress: bool = True) -> Run:
     weights = np.array(options.shares or [len(e.rows) for e in train], float)
     if len(weights) != len(train) or weights.sum() <= 0:
         raise ConfigError(f'shares {options.shares}: give one positive number for each of the {len(train)} datasets')
-    return Run(options, bundle, train, held_out, weights / weights.sum(), trainable, statistics, general)
+    return Run(options, bundle, train, held_out, weights / weights.sum(), trainable, general)
 
 
 def _held_out(options: Training, store: FrameStore) -> float:
@@ -163,23 +167,45 @@ def _new(
     folder = out / 'tokenizer'
     if not (folder / 'tokenizer.json').is_file():
         train_tokenizer(texts, config.language.vocab_size, folder)
-    statistics = statistics_of(stores, DATASET) if any(s.has_actions for s in stores) else {}
-    return create(config, folder, statistics, options.seed)
+    return create(config, folder, seed=options.seed)
 
 
-def _statistics(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> Statistics | None:
-    """Of the options, the checkpoint, or the data, in this order; the checkpoint is given the result."""
-    moving = any(s.has_actions for s in stores)
+def _own(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> list[Statistics | None]:
+    """Each dataset is scaled by itself: slow and fast arms, and other places, share one checkpoint."""
+    names = [s.meta.name for s in stores]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ConfigError(
+            f'statistics=own: several datasets are called {", ".join(twice)}; merge them, or build them with --name'
+        )
+    if len(options.validation) > len(stores):
+        raise ConfigError(
+            f'statistics=own: {len(options.validation)} held-out folders for {len(stores)} datasets; the first is '
+            'scaled as the first dataset, and so on: give at most one for each'
+        )
+    content: dict[str, Any] = {}
+    steady = options.angles == 'steady'
+    for name, store in zip(names, stores, strict=True):
+        content.update(statistics_of([store], name, steady) if store.has_actions else {})
+    if content:
+        bundle.statistics = content
+    return [read_statistics(content, n, proprio=bundle.config.proprio) if n in content else None for n in names]
+
+
+def _statistics(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> list[Statistics | None]:
+    """Of each dataset: from the options, the checkpoint or the data, in this order; the checkpoint keeps the result."""
+    if options.statistics == OWN:
+        return _own(options, bundle, stores)
+    moving, steady = any(s.has_actions for s in stores), options.angles == 'steady'
     origin = 'statistics of the checkpoint'
     if options.statistics and options.statistics != FROM_DATA:
         content: dict[str, Any] = read_json(Path(options.statistics))
         bundle.statistics, origin = content, f'statistics in {options.statistics}'
     elif moving and (options.statistics == FROM_DATA or not bundle.statistics):
-        bundle.statistics, origin = statistics_of(stores, DATASET), 'statistics of the data'
+        bundle.statistics, origin = statistics_of(stores, DATASET, steady), 'statistics of the data'
     if not bundle.statistics:
-        return None
+        return [None] * len(stores)
     names = list(bundle.statistics)
     found = read_statistics(bundle.statistics, names[0], proprio=bundle.config.proprio)
     if moving:
         check_statistics(stores, found, options.clipped, origin)
-    return found
+    return [found] * len(stores)

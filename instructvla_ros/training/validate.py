@@ -10,7 +10,6 @@ from ..geometry import Array
 from ..model.flow import integrate
 from ..model.images import dino_scale, siglip_scale
 from ..model.instructvla import Batch
-from ..model.statistics import Statistics
 from .examples import Examples, Labels
 from .grounding import pick
 from .objective import Objective
@@ -19,9 +18,7 @@ EULER_STEPS = 10
 
 
 @torch.no_grad()
-def validate(
-    objective: Objective, examples: Examples, statistics: Statistics | None, frames: int, batch: int
-) -> dict[str, float]:
+def validate(objective: Objective, examples: Examples, frames: int, batch: int) -> dict[str, float]:
     """Means over ``frames`` frames, always the same ones.
 
     Returns:
@@ -37,7 +34,7 @@ def validate(
     means: list[float] = []
     grips: list[float] = []
     typical = None
-    if statistics is not None and examples.store.has_actions and not examples.options.retell:
+    if examples.statistics is not None and examples.store.has_actions and not examples.options.retell:
         typical = np.asarray(examples.store.actions[examples.rows][:, :, :3].sum(1).mean(0))
     done = 0
     while done < frames:
@@ -51,9 +48,9 @@ def validate(
             parts['named'] = named(objective, data, labels)
         for name, value in parts.items():
             sums.setdefault(name, []).append(float(value))
-        if typical is None or statistics is None:
+        if typical is None:
             continue
-        steps = act(objective, examples, rows, rng, statistics)
+        steps = act(objective, examples, rows, rng)
         wanted = np.asarray(examples.store.actions[rows], np.float64)
         valid = examples.store.valid[rows][..., None]
         error = ((steps - wanted) * valid)[:, :, :3].sum(1)
@@ -69,19 +66,22 @@ def validate(
     return out
 
 
-def act(
-    objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator, statistics: Statistics
-) -> Array:
+def act(objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator) -> Array:
     """Chunks (n, H, 7) in physical units for the plain instruction of frames, ten Euler steps."""
-    return drawn(objective, examples, rows, rng, statistics, 1)[0]
+    return drawn(objective, examples, rows, rng, 1)[0]
 
 
 @torch.no_grad()
 def drawn(
-    objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator, statistics: Statistics, draws: int
+    objective: Objective, examples: Examples, rows: Array, rng: np.random.Generator, draws: int, scale: float = 1.0
 ) -> Array:
-    """Chunks (draws, n, H, 7) as :func:`act`, one for each draw of the noise; what is seen is computed once."""
-    model, store = objective.model, examples.store
+    """Chunks (draws, n, H, 7) as :func:`act`, one for each draw of the noise; what is seen is computed once.
+
+    Args:
+        scale: of the noise; with 0 one draw says all.
+    """
+    model, store, statistics = objective.model, examples.store, examples.statistics
+    assert statistics is not None
     data, _ = examples.batch(rows, rng, plain=True)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     proprio = None
@@ -95,7 +95,7 @@ def drawn(
     prefix = model.expert.prefix(latent, views, proprio)
     found = []
     for _ in range(draws):
-        noise = model.noise(len(rows), generator)
+        noise = scale * model.noise(len(rows), generator)
         raw = integrate(lambda x, t: model.expert.velocity(prefix, x, t, None), noise, EULER_STEPS, None)
         found.append(statistics.unnormalize(statistics.finish(raw.float().cpu().numpy())))
     return np.asarray(found)
