@@ -4,12 +4,15 @@
     python scripts/train_droid.py ~/droid_subset --init models/franka --out runs/droid
 
 Each folder becomes a dataset of its own, scaled by itself (``statistics=own``): arms of several places move at several
-speeds. Without --init a new model of a preset is trained in stage 1 on the same episodes: that shows the way from files
-to numbers, not what a pretrained model can do. The result is compared with the best that looks at nothing: always
-predicting the mean chunk of the training on the same dataset. What a policy does is told with the noise of training
-(``noise: 1`` of config/policy.yaml) and without any (``noise: 0``), beside the mean of several draws. The weights
-judged are the last ones, not chosen by the held-out episodes. Every part goes on where it stopped. Numbers are written
-to OUT/result.json, the page to OUT/train/report.html.
+speeds. What another camera beside the arm saw of the same demonstrations is trained on too: other pictures, the same
+motion. Without --init a new model of a preset is trained in stage 1 on the same episodes: that shows the way from files
+to numbers, not what a pretrained model can do.
+
+The result is compared with the best that looks at nothing: always predicting the mean chunk of the training on the same
+dataset; and with staying still, fingers open or shut as they are, which is strong where an arm moves slowly. What a
+policy does is told with the noise of training (``noise: 1`` of config/policy.yaml) and without any (``noise: 0``),
+beside the mean of several draws. The weights judged are the last ones, not chosen by the held-out episodes. Every part
+goes on where it stopped. Numbers are written to OUT/result.json, the page to OUT/train/report.html.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ MOST = 200
 DRAWS = 8
 """Of the noise, for what the model expects."""
 PARTS = {'translation': slice(0, 3), 'rotation': slice(3, 6), 'gripper': slice(6, 7)}
-NOISY, STILL, MANY, MEAN = 'policy, noise 1', 'policy, noise 0', f'mean of {DRAWS} draws', 'the mean chunk'
+NOISY, STILL, MANY = 'policy, noise 1', 'policy, noise 0', f'mean of {DRAWS} draws'
+MEAN, NOTHING = 'the mean chunk', 'stay as it is'
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,6 +46,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add('--step-period', type=float, default=0.2, help='seconds; the videos have 3 to 5 pictures in a second')
     add('--instruction', default='do the task on the table', help='for episodes that come without words')
     add('--share', type=float, default=0.25, help='of the demonstrations that are held out')
+    add(
+        '--exterior',
+        nargs='+',
+        type=int,
+        default=[0, 1],
+        metavar='NUMBER',
+        help='videos of the cameras that stand beside the arm: trained on all of them, held out of the first',
+    )
     add(
         '--hold',
         default='repeated',
@@ -79,7 +91,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def build(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     """Datasets to train on, and held-out ones of the first of them in the same order."""
-    from instructvla_ros.cli import main as instructvla
     from instructvla_ros.data.episodes import Dataset
     from instructvla_ros.data.merge import split
     from instructvla_ros.errors import DataError
@@ -87,20 +98,44 @@ def build(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
     both, alone = [], []
     for name, sources in places(args.source).items():
         whole, stay, held = (args.out / 'data' / n / name for n in ('all', 'train', 'held_out'))
-        words = ['dataset', 'build', '--from', 'droid', *map(str, sources), '--out', str(whole)]
-        words += ['--embodiment', args.embodiment, '--step-period', str(args.step_period)]
-        if (code := instructvla([*words, '--instruction', args.instruction])) != 0:
-            raise SystemExit(code)
+        convert(args, sources, whole, args.exterior[0])
+        others = [whole.with_name(f'{name}_camera{number}') for number in args.exterior[1:]]
+        for other, number in zip(others, args.exterior[1:], strict=True):
+            convert(args, sources, other, number)
         try:
             split(Dataset.open(whole), stay, held, args.share, args.seed, repeated=args.hold == 'repeated')
         except DataError as err:
             print(f'{err}: all of it is trained on')
-            alone.append(whole)
+            alone += [whole, *others]
         else:
             both.append((stay, held))
+            alone += [only(other, Dataset.open(stay), stay.with_name(other.name)) for other in others]
     if not both:
         raise DataError('nothing can be held out: give more demonstrations of a sentence, or --hold any')
     return [stay for stay, _ in both] + alone, [held for _, held in both]
+
+
+def convert(args: argparse.Namespace, sources: list[Path], out: Path, exterior: int) -> None:
+    """Build a dataset that sees through one of the cameras beside the arm."""
+    from instructvla_ros.cli import main as instructvla
+
+    words = ['dataset', 'build', '--from', 'droid', *map(str, sources), '--out', str(out)]
+    words += ['--embodiment', args.embodiment, '--step-period', str(args.step_period)]
+    words += ['--camera', f'third_person={exterior}', '--camera', 'wrist=2']
+    if (code := instructvla([*words, '--instruction', args.instruction])) != 0:
+        raise SystemExit(code)
+
+
+def only(whole: Path, wanted: Any, out: Path) -> Path:
+    """Dataset of those episodes of ``whole`` that ``wanted`` has too."""
+    from instructvla_ros.data.episodes import Dataset, Writer
+
+    source, ids = Dataset.open(whole), {e.id for e in wanted.index}
+    with Writer(out, replace(source.meta, name=out.name)) as writer:
+        for entry in source.index:
+            if entry.id in ids and not writer.has(entry.id):
+                writer.add(source.read(entry.id))
+    return out
 
 
 def places(sources: list[Path]) -> dict[str, list[Path]]:
@@ -169,7 +204,10 @@ def judge(args: argparse.Namespace, trained: list[Path], held: list[Path], outco
         parts = [rows[k : k + 16] for k in range(0, len(rows), 16)]
         told = np.concatenate([drawn(objective, aside, part, rng, DRAWS) for part in parts], axis=1)
         still = np.concatenate([drawn(objective, aside, part, rng, 1, 0.0) for part in parts], axis=1)
+        nothing = np.zeros_like(wanted)
+        nothing[..., 6] = store.proprio[rows][:, 7:] > 0.5
         judged = {NOISY: told[0], STILL: still[0], MANY: told.mean(0), MEAN: np.broadcast_to(mean, wanted.shape)}
+        judged[NOTHING] = nothing
         for name, chunks in judged.items():
             error = chunks - wanted
             offs.setdefault(name, []).append((error / half)[valid])
@@ -188,7 +226,8 @@ def judge(args: argparse.Namespace, trained: list[Path], held: list[Path], outco
         'checkpoint': str(outcome.checkpoint),
         'init': args.init or f'random weights of {args.model}',
         'steps': outcome.steps,
-        'train_episodes': sum(t.success is not False for e in run.train for t in e.store.texts),
+        'train_episodes': len({t.id for e in run.train for t in e.store.texts if t.success is not False}),
+        'train_datasets': [e.store.meta.name for e in run.train],
         'held_out_episodes': [e.id for h in held for e in Dataset.open(h).index],
         'held_out_frames': sum(len(m) for m in moved[MEAN]),
         'error': error,

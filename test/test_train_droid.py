@@ -47,6 +47,8 @@ def test_droid_files_become_a_checkpoint_and_an_error(tmp_path: Path, capsys: py
     assert 1.0 < mean['end_mm'] < 500.0 and 0.0 < mean['action'] < 1.5 and 0.0 <= one['gripper_right'] <= 1.0
     assert many['action'] < one['action'], 'the mean of draws has less noise than one of them'
     assert still['action'] < one['action'], 'without noise there is none that weights of three steps leave in'
+    nothing = error[script.NOTHING]
+    assert nothing['gripper_right'] > 0.7, 'fingers seldom change their mind'
     assert result['ratio']['absolute'] == pytest.approx(still['absolute'] / mean['absolute'])
     assert 'droid_new_setup has 1 demonstration(s), at least two are needed: all of it is trained on' in told
     assert f'{mean["end_mm"]:.1f} mm' in told
