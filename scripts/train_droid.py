@@ -185,8 +185,9 @@ def judge(args: argparse.Namespace, trained: list[Path], held: list[Path], outco
     from instructvla_ros.training.setup import prepare
     from instructvla_ros.training.validate import drawn
 
-    wanted_options = [given(held), 'statistics=own', 'angles=steady', 'fewest=1']
-    options = read_options('onsite', [str(t) for t in trained], str(outcome.checkpoint), wanted_options)
+    scales = ['statistics=own', 'angles=steady', *(c for c in args.set if c.startswith(('statistics=', 'angles=')))]
+    changes = [given(held), 'fewest=1', *scales]
+    options = read_options('onsite', [str(t) for t in trained], str(outcome.checkpoint), changes)
     run = prepare(replace(options, seed=args.seed), args.out, progress=False)
     objective = Objective(run.bundle.model, run.options).eval()
     rng = np.random.default_rng(args.seed)
