@@ -186,6 +186,10 @@ class Goal:
         assert self.handle.accepted
         self._result = self.handle.get_result_async()
 
+    def state(self) -> str:
+        """Whether it runs, or how it ended."""
+        return f'ended as {self._result.result().result}' if self._result.done() else 'the goal runs'
+
     def cancel(self) -> Any:
         """Cancel and return the result."""
         self.handle.cancel_goal_async()
@@ -299,7 +303,10 @@ class Cell:
             eventually(
                 lambda: witness.moving() and witness.travel(since) > 0.05,
                 10.0,
-                f'motion; mode {witness.mode}, {len(witness.chunks)} chunks, refused {witness.refusals}',
+                lambda: f'motion; {goal.state()}, mode {witness.mode}, {len(witness.chunks)} chunks, '
+                f'refused {witness.refusals}; heard {witness.heard}, {witness.health}; '
+                f'end of the log of the policy node:\n'
+                f'{self.graph.tail("policy_node")}',
             )
         return goal
 
