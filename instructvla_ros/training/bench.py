@@ -5,9 +5,9 @@ the DINO blocks behind the tap run and are thrown away; the whole embedding and 
 state for the few rows of the latent queries, whose other rows a hook sets to zero; every position of the sequence gets
 logits over the whole vocabulary, in stage 2 also in the base pass of the gate, which runs the adapters on zeros and
 evaluates a loss that nobody uses; the last layers compute rows that nobody reads; AdamW passes over every weight once
-per operation, not once in all; matrices that are not trained are multiplied by rows. The parameters that move are the
-same, and so is the loss, which is compared. What Python hooks and unfused adapter pairs cost the reference is not
-imitated.
+per operation, not once in all; matrices that are not trained are multiplied by rows; each adapter multiplies its own
+copy of the input, scaled by its gate, and is added by itself (4.4). The parameters that move are the same, and so is
+the loss, which is compared. What Python hooks cost the reference is not imitated.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ..model.dino import FilmBlock
 from ..model.flow import flow_loss, interpolate
 from ..model.frozen import pack_frozen
 from ..model.instructvla import Batch, InstructVLA
+from ..model.lora import Gate, LoraLinear
 from ..model.prompt import IGNORE
 from ..model.trainable import set_trainable
 
@@ -90,6 +92,9 @@ class PlainStep(nn.Module):
         vlm.query_head.requires_grad_(False)
         self.embedding = nn.Parameter(torch.cat((vlm.embed_tokens.weight, vlm.query_embed)).detach())
         self.head = nn.Parameter(torch.cat((vlm.lm_head.weight, vlm.query_head)).detach())
+        for module in vlm.decoder.modules():
+            if isinstance(module, LoraLinear):
+                module.forward = MethodType(one_by_one, module)  # type: ignore[method-assign]
         for weight in (self.embedding, self.head):
             weight.register_hook(self._only_queries)
 
@@ -133,6 +138,20 @@ class PlainStep(nn.Module):
         images = self.model.vlm.image_tokens(batch.pixels)
         x = F.embedding(batch.ids, self.embedding)
         return x.masked_scatter((batch.ids == IMAGE_ID)[..., None], images.to(x.dtype))
+
+
+def one_by_one(layer: LoraLinear, x: Tensor, gate: Gate = None) -> Tensor:
+    """:meth:`LoraLinear.forward` adapter by adapter: of several the input is scaled, of a single one the output."""
+    out, a, b = layer.base(x), layer.lora_a, layer.lora_b
+    if gate is None or a is None or b is None:
+        return out
+    if layer.count == 1:
+        return out + F.linear(F.linear(x, a), b) * (gate if isinstance(gate, float) else gate[..., :1])
+    for first in range(0, layer.count * layer.rank, layer.rank):
+        own = slice(first, first + layer.rank)
+        factor = gate if isinstance(gate, float) else gate[..., first : first + 1]
+        out = out + F.linear(F.linear(x * factor, a[own]), b[:, own])
+    return out
 
 
 class OurStep(nn.Module):
