@@ -170,6 +170,10 @@ def _new(
     return create(config, folder, seed=options.seed)
 
 
+def _computed(options: Training, stores: Sequence[FrameStore], name: str) -> dict[str, Any]:
+    return statistics_of(stores, name, steady=options.angles == 'steady')
+
+
 def _own(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> list[Statistics | None]:
     """Each dataset is scaled by itself: slow and fast arms, and other places, share one checkpoint."""
     names = [s.meta.name for s in stores]
@@ -183,9 +187,8 @@ def _own(options: Training, bundle: Bundle, stores: Sequence[FrameStore]) -> lis
             'scaled as the first dataset, and so on: give at most one for each'
         )
     content: dict[str, Any] = {}
-    steady = options.angles == 'steady'
     for name, store in zip(names, stores, strict=True):
-        content.update(statistics_of([store], name, steady) if store.has_actions else {})
+        content.update(_computed(options, [store], name) if store.has_actions else {})
     if content:
         bundle.statistics = content
     return [read_statistics(content, n, proprio=bundle.config.proprio) if n in content else None for n in names]
@@ -195,13 +198,13 @@ def _statistics(options: Training, bundle: Bundle, stores: Sequence[FrameStore])
     """Of each dataset: from the options, the checkpoint or the data, in this order; the checkpoint keeps the result."""
     if options.statistics == OWN:
         return _own(options, bundle, stores)
-    moving, steady = any(s.has_actions for s in stores), options.angles == 'steady'
+    moving = any(s.has_actions for s in stores)
     origin = 'statistics of the checkpoint'
     if options.statistics and options.statistics != FROM_DATA:
         content: dict[str, Any] = read_json(Path(options.statistics))
         bundle.statistics, origin = content, f'statistics in {options.statistics}'
     elif moving and (options.statistics == FROM_DATA or not bundle.statistics):
-        bundle.statistics, origin = statistics_of(stores, DATASET, steady), 'statistics of the data'
+        bundle.statistics, origin = _computed(options, stores, DATASET), 'statistics of the data'
     if not bundle.statistics:
         return [None] * len(stores)
     names = list(bundle.statistics)
